@@ -1,0 +1,551 @@
+"""4D-RGPT (arXiv 2512.17012, Fig. 2): a vision tower E_V, an NVILA projector E_P and a causal language model.
+
+What P4D trains with (perception decoder, teacher) is not here: the model answers without it. Axes in comments: V
+videos, N frames, F all real frames of the batch, P patches of a frame, C width of the tower, g x g tokens of a frame,
+D width of the language model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_rgpt4d import RGPT4DConfig
+from .timestamp_encoding import TimestampEncoding
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:  # transformers 5.17 does not have it yet
+
+    def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        return hidden_states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+
+
+MICROSECONDS = 1e-6
+
+
+@dataclass
+class RGPT4DModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, D)`): after the language model's final
+        norm.
+    past_key_values, hidden_states, attentions: the language model's.
+    image_hidden_states (`tuple[torch.Tensor, ...]`, *optional*): the projected features of each image, `(g * g, D)`,
+        row by row, in reading order over the batch; None if no image was given.
+    video_hidden_states (`tuple[torch.Tensor, ...]`, *optional*): the projected features of each video, `(num_frames *
+        g * g, D)`, frame by frame and row by row, without padding frames; None if no video was given.
+    """
+
+    image_hidden_states: tuple[torch.Tensor, ...] | None = None
+    video_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class RGPT4DCausalLMOutputWithPast(ModelOutput):
+    r"""
+    loss (`torch.Tensor` of shape `()`, *optional*): cross entropy of the next token, if `labels` are given.
+    logits (`torch.Tensor` of shape `(batch_size, sequence_length or logits_to_keep, vocab_size)`): scores before the
+        softmax.
+    past_key_values, hidden_states, attentions, image_hidden_states, video_hidden_states: as in
+        `RGPT4DModelOutputWithPast`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: tuple[torch.Tensor, ...] | None = None
+    video_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class SpaceToDepth(nn.Module):
+    """Gather each `stride` x `stride` block of patches into one wide vector; an incomplete block is filled with zeros.
+
+    With k = stride, output cell (Y, X) is the concatenation over dy = 0..k-1 (outer) and dx = 0..k-1 (inner) of the
+    patches at (kY + dy, kX + dx). Zeros are added at the bottom and at the right, as in NVILA.
+    """
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`(F, side * side, C)`, row by row, to `(F, ceil(side / k) ** 2, k * k * C)`, row by row."""
+        num_frames, num_patches, width = features.shape
+        side, k = round(num_patches**0.5), self.stride
+        if side * side != num_patches:
+            raise ValueError(f"the projector needs a square grid of patches, and {num_patches} patches are not one")
+        padding = -side % k
+        grid = features.view(num_frames, side, side, width)
+        grid = nn.functional.pad(grid, (0, 0, 0, padding, 0, padding))
+        cells = (side + padding) // k
+        blocks = grid.view(num_frames, cells, k, cells, k, width).transpose(2, 3)
+        return blocks.reshape(num_frames, cells * cells, k * k * width)
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
+
+
+class RGPT4DProjector(nn.Module):
+    """E_P: NVILA's `mlp_downsample` family, `(F, P, C)` vision features to `(F, g * g, D)` tokens of the language
+    model.
+
+    The modules keep their places in NVILA's list, so that `mm_projector/` loads by a change of prefix. LayerNorm has
+    PyTorch's eps of 1e-5, and GELU is the exact one; the tower's own norm and activation differ.
+    """
+
+    def __init__(self, config: RGPT4DConfig):
+        super().__init__()
+        width, dim, k = config.vision_config.hidden_size, config.text_config.hidden_size, config.projector_stride
+        if k == 2:
+            layers = [
+                SpaceToDepth(2),
+                nn.LayerNorm(4 * width),
+                nn.Linear(4 * width, dim),
+                nn.GELU(),
+                nn.Linear(dim, dim),
+            ]
+        else:
+            layers = [
+                SpaceToDepth(3),
+                nn.LayerNorm(9 * width),
+                nn.Linear(9 * width, 3 * width),
+                nn.GELU(),
+                nn.LayerNorm(3 * width),
+                nn.Linear(3 * width, dim),
+                nn.GELU(),
+                nn.Linear(dim, dim),
+            ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.layers(features)
+
+
+class RGPT4DPreTrainedModel(PreTrainedModel):
+    config: RGPT4DConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RGPT4DProjector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        # FSDP2 puts a class `FSDP<Name>` of its own module in our place; `save_pretrained` would then copy PyTorch's
+        # private files into the checkpoint and point `auto_map` at them. The map that the config already has is right.
+        return cls._auto_class is not None and not cls.__name__.startswith("FSDP")
+
+
+class RGPT4DModel(RGPT4DPreTrainedModel):
+    """4D-RGPT without the language-model head: everything that training needs happens here (TRL runs this model and
+    not the whole)."""
+
+    def __init__(self, config: RGPT4DConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.timestamp_encoding = None
+        if config.time_cue == "tpe":
+            self.timestamp_encoding = TimestampEncoding(config.vision_config.hidden_size, layout=config.tpe_layout)
+        self.multi_modal_projector = RGPT4DProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: `(num_images, 3, image_size, image_size)`, normalised, any float dtype, in reading order over
+                the batch.
+            vision_feature_layer: instead of the config's.
+
+        Returns: the tower's output; its `pooler_output` is a list with `(g * g, D)` projected features for each image.
+        Raises: `ValueError` for another shape.
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must be (num_images, 3, height, width), not {tuple(pixel_values.shape)}")
+        output, tokens = self._encode_frames(pixel_values, None, vision_feature_layer, **kwargs)
+        output.pooler_output = list(tokens)
+        return output
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_timestamps: torch.Tensor | None = None,
+        vision_feature_layer: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode videos. Frames are independent here: time enters by their timestamps alone.
+
+        Args:
+            pixel_values_videos: `(num_videos, num_frames, 3, image_size, image_size)`, normalised, any float dtype,
+                videos in reading order over the batch, shorter ones padded at the end.
+            video_timestamps: `(num_videos, num_frames)`, when each frame was taken: seconds as float32 or float64, or
+                microseconds as an integer dtype. A negative value marks a padding frame, which is dropped before the
+                tower. Both forms give the same features; integers pass unharmed through whatever casts all float
+                inputs of a model (FSDP2's and DeepSpeed's mixed precision, `BatchFeature.to(dtype)`). Without them all
+                frames are real.
+            vision_feature_layer: instead of the config's.
+
+        Returns: the tower's output for the real frames; its `pooler_output` is a list with `(num_real_frames * g * g,
+            D)` projected features for each video, frame by frame and row by row.
+        Raises: `ValueError` for other shapes, for timestamps in a dtype that loses frames, for padding that is not at
+            the end, and if `config.time_cue` is `"tpe"` and timestamps are missing.
+        """
+        if pixel_values_videos.ndim != 5:
+            shape = tuple(pixel_values_videos.shape)
+            raise ValueError(f"pixel_values_videos must be (num_videos, num_frames, 3, height, width), not {shape}")
+        num_videos, num_frames = pixel_values_videos.shape[:2]
+        if video_timestamps is None:
+            if self.timestamp_encoding is not None:
+                raise ValueError(
+                    "config.time_cue is 'tpe', so every video needs video_timestamps: pass on all that the processor returns, "
+                    "or give (num_videos, num_frames) seconds as float32. To run without time, load the model with "
+                    "time_cue='none'"
+                )
+            frames, seconds, lengths = pixel_values_videos.flatten(0, 1), None, [num_frames] * num_videos
+        else:
+            if video_timestamps.shape != (num_videos, num_frames):
+                raise ValueError(
+                    f"video_timestamps must be {(num_videos, num_frames)}, one for each frame of pixel_values_videos, "
+                    f"not {tuple(video_timestamps.shape)}"
+                )
+            seconds = self._as_seconds(video_timestamps.to(pixel_values_videos.device))
+            is_frame = seconds >= 0
+            torch_compilable_check(seconds.isfinite().all(), "video_timestamps must be finite")
+            torch_compilable_check(
+                is_frame[:, 0].all() & (is_frame[:, :-1] | ~is_frame[:, 1:]).all(),
+                "negative video_timestamps mark padding frames, which must follow the real ones, and each video needs a real one",
+            )
+            frames, seconds, lengths = pixel_values_videos[is_frame], seconds[is_frame], is_frame.sum(1).tolist()
+
+        output, tokens = self._encode_frames(frames, seconds, vision_feature_layer, **kwargs)
+        output.pooler_output = [video.flatten(0, 1) for video in tokens.split(lengths)]
+        return output
+
+    def _as_seconds(self, timestamps: torch.Tensor) -> torch.Tensor:
+        if not timestamps.is_floating_point():
+            return (timestamps.to(torch.float64) * MICROSECONDS).to(torch.float32)
+        # Half precision was enough to carry the padding mark, which is all that is read without the encoding
+        if self.timestamp_encoding is not None and timestamps.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"video_timestamps arrived as {timestamps.dtype}, in which neighbouring frames get the same time (bfloat16 steps "
+                "by half a second at 100 s). Keep them float32: the model casts the pixels itself, so `inputs.to(model.device)` "
+                "is enough. Or pass microseconds as int64, which no cast of float inputs touches"
+            )
+        return timestamps.to(torch.float32)
+
+    def _encode_frames(
+        self, frames: torch.Tensor, seconds: torch.Tensor | None, vision_feature_layer: int | None, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """Frames `(F, 3, H, W)`, their seconds `(F,)` or None -> the tower's output and `(F, g * g, D)` tokens:
+        E_P(E_V(I) + p)."""
+        size = self.config.image_size
+        if tuple(frames.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"the vision tower takes frames of (3, {size}, {size}), not {tuple(frames.shape[1:])}: resize them with the "
+                "processor that was saved with the model"
+            )
+        layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layer = self.config.hidden_state_index(layer)
+        # Given a list, the tower keeps those hidden states only
+        kwargs["output_hidden_states"] = kwargs.get("output_hidden_states") or [layer]
+        # A frozen tower gets no graph. Asking for it by `requires_grad` is not enough: gradient checkpointing makes
+        # the outputs of all embeddings require a gradient, this tower's too, and would then recompute the whole tower
+        # in the backward pass.
+        trains = frames.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            output = self.vision_tower(frames.to(self.vision_tower.dtype), return_dict=True, **kwargs)
+        features = output.hidden_states[layer]
+        # Class and register tokens stand before the patches in the towers that have them; SigLIP has none
+        num_patches = self.config.patch_grid**2
+        if features.ndim != 3 or features.shape[1] < num_patches:
+            raise ValueError(
+                f"the vision tower gave features {tuple(features.shape)}, but the projector needs (frames, {num_patches}, width)"
+            )
+        features = features[:, -num_patches:]
+        if self.timestamp_encoding is not None and seconds is not None:
+            # The encoding is float32, so the sum is too, and is rounded to the features' dtype once
+            features = (features + self.timestamp_encoding(seconds).unsqueeze(1)).to(features.dtype)
+        return output, self.multi_modal_projector(features)
+
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_features: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where image and video features go: two bool masks `(batch_size, sequence_length, 1)`.
+
+        Placeholders are found by id, or, without `input_ids`, by their embedding.
+        Raises: `ValueError` if features `(num_tokens, D)` are given and their number is not that of the placeholders.
+        """
+        masks = []
+        for modality, features in (("image", image_features), ("video", video_features)):
+            token_id = getattr(self.config, f"{modality}_token_id")
+            if input_ids is not None:
+                mask = input_ids == token_id
+            elif token_id < self.get_input_embeddings().num_embeddings:
+                token = torch.full((), token_id, dtype=torch.long, device=inputs_embeds.device)
+                mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+            elif features is None:
+                mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+            else:
+                raise ValueError(
+                    f"{modality}_token_id {token_id} has no row in the embedding table, so its places cannot be found in "
+                    "inputs_embeds: pass input_ids"
+                )
+            if features is not None:
+                num_placeholders, unit = mask.sum(), "image" if modality == "image" else "frame"
+                torch_compilable_check(
+                    num_placeholders == features.shape[0],
+                    f"{modality} features and {modality} placeholders do not match: {features.shape[0]} features for "
+                    f"{num_placeholders} placeholders. Each {unit} takes {self.config.frame_grid} x {self.config.frame_grid} "
+                    "placeholders; was the text cut, or expanded for another model?",
+                )
+            masks.append(mask.unsqueeze(-1))
+        return masks[0], masks[1]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_timestamps: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | RGPT4DModelOutputWithPast:
+        """
+        Args:
+            input_ids: `(batch_size, sequence_length)`; each image stands as g * g `image_token_id`, each video as g * g
+                `video_token_id` for every frame, and after each image and frame one `frame_end_token_id`. Left or
+                right padded.
+            pixel_values: images, see `get_image_features`.
+            pixel_values_videos, video_timestamps: videos, see `get_video_features`.
+            inputs_embeds: `(batch_size, sequence_length, D)` instead of `input_ids`.
+            mm_encoder_outputs: what `get_image_features` and `get_video_features` returned, under `"image"` and
+                `"video"`, instead of pixels (`generate` encodes once and passes them).
+            attention_mask, position_ids, past_key_values and further keyword arguments go to the language model.
+
+        Raises: `ValueError` if pixels and placeholders do not match, also if one of them is missing.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+
+        encoded = dict(mm_encoder_outputs or {})
+        for modality, name, pixels in (
+            ("image", "pixel_values", pixel_values),
+            ("video", "pixel_values_videos", pixel_values_videos),
+        ):
+            if pixels is not None and encoded.get(modality) is not None:
+                raise ValueError(f"give either {name} or mm_encoder_outputs[{modality!r}], not both")
+        if pixel_values is not None:
+            encoded["image"] = self.get_image_features(pixel_values, vision_feature_layer, return_dict=True)
+        if pixel_values_videos is not None:
+            encoded["video"] = self.get_video_features(
+                pixel_values_videos, video_timestamps, vision_feature_layer, return_dict=True
+            )
+        images, videos = (
+            None if encoded.get(modality) is None else tuple(encoded[modality].pooler_output)
+            for modality in ("image", "video")
+        )
+        image_features, video_features = (None if parts is None else torch.cat(parts) for parts in (images, videos))
+
+        image_mask, video_mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features, video_features)
+        if input_ids is not None:
+            self._check_no_missing_pixels(input_ids, past_key_values, image_mask, video_mask, images, videos)
+            # Placeholders may have no row in the embedding table. Row 0 stands in; features overwrite it.
+            for mask, features in ((image_mask, image_features), (video_mask, video_features)):
+                if features is not None:
+                    input_ids = input_ids.masked_fill(mask.squeeze(-1), 0)
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        for mask, features in ((image_mask, image_features), (video_mask, video_features)):
+            if features is not None:
+                features = features.to(inputs_embeds.device, inputs_embeds.dtype)
+                inputs_embeds = inputs_embeds.masked_scatter(mask.to(inputs_embeds.device), features)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return RGPT4DModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=images,
+            video_hidden_states=videos,
+        )
+
+    def _check_no_missing_pixels(self, input_ids, past_key_values, image_mask, video_mask, images, videos):
+        """A prompt with placeholders and no pixels trains or answers blindly. It happens: collators that do not know
+        videos drop them.
+
+        Only the prompt is looked at: a model may *generate* a placeholder, and a look at each new token would cost a
+            synchronisation.
+        """
+        if torch.compiler.is_compiling() or input_ids.shape[1] == 1:
+            return
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return
+        for modality, name, mask, parts in (
+            ("image", "pixel_values", image_mask, images),
+            ("video", "pixel_values_videos", video_mask, videos),
+        ):
+            if parts is None and mask.any():
+                raise ValueError(
+                    f"input_ids holds {modality} placeholders, but no {name} came with them: pass on all that the processor "
+                    "returns"
+                )
+
+
+class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
+    """4D-RGPT: answers questions about videos and images.
+
+    Example:
+
+    ```python
+    >>> model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    >>> processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    >>> content = [{"type": "video", "path": "drive.mp4"}, {"type": "text", "text": "How fast is the car?"}]
+    >>> inputs = processor.apply_chat_template(
+    ...     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    return_tensors="pt" ... )
+    >>> answer = model.generate(**inputs.to(model.device), max_new_tokens=32)
+    ```"""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: RGPT4DConfig):
+        super().__init__(config)
+        self.model = RGPT4DModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Most decoders call it embed_tokens; GPT-2, for one, does not
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.model.language_model.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.lm_head = new_embeddings
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, vision_feature_layer: int | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        """See `RGPT4DModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, vision_feature_layer, **kwargs)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_timestamps: torch.Tensor | None = None,
+        vision_feature_layer: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """See `RGPT4DModel.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos, video_timestamps, vision_feature_layer, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_timestamps: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | RGPT4DCausalLMOutputWithPast:
+        """
+        Args:
+            labels: `(batch_size, sequence_length)`, ids as in `input_ids` (shifted here), -100 where there is no loss.
+            logits_to_keep: compute the logits of the last so many positions (0: all), or of these positions.
+            The other arguments are those of `RGPT4DModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            video_timestamps=video_timestamps,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return RGPT4DCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            video_hidden_states=outputs.video_hidden_states,
+        )
+
+
+# `RGPT4DModel` is not registered: saved as `AutoModel` it would overwrite that entry of the shared `auto_map`
+RGPT4DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["RGPT4DForConditionalGeneration", "RGPT4DModel", "RGPT4DPreTrainedModel"]
