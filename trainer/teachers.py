@@ -1,0 +1,224 @@
+"""Teachers of perceptual 4D distillation: what they perceive in a video, and how they read a student's latents (Eq. 1, 2, 4).
+
+A teacher declares what it gives and in which convention, so that losses never guess:
+
+- `num_frames`, `image_size`: the window it sees, and the grid of its full-resolution signals.
+- `latent_shape`: `(taps, N', h', w', c')` of one video.
+- `signals`: names of the signals it gives. Shapes, units and axes are those of `modeling_rgpt4d.modeling_l4p.L4POutput`: flow is
+  backward in pixels of the teacher's grid, rays are direction and moment in the frame of the first camera.
+- `depth_scale`: "metric" (metres) or "per_window_scale" (each window has an unknown scale of its own).
+- `motion_kind`: "logit" or "probability".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeling_rgpt4d.modeling_l4p import SIGNAL_CHANNELS, SIGNALS, L4PModel
+
+DepthScale = Literal["metric", "per_window_scale"]
+
+
+@dataclass
+class PerceptionTargets:
+    """What a teacher perceives in V videos.
+
+    latents: `(V, taps, N', h', w', c')`, or `None` if the teacher has none.
+    signals: signal -> `(V, channels, N, H, W)` float32.
+    valid: signal -> bool mask, broadcastable to that signal; a signal left out is valid everywhere.
+    """
+
+    latents: Tensor | None
+    signals: dict[str, Tensor] = field(default_factory=dict)
+    valid: dict[str, Tensor] = field(default_factory=dict)
+
+
+class L4PTeacher:
+    """The 4D perception model, frozen.
+
+    A plain class, not a module: whatever holds a teacher neither trains, saves nor shards it. Move it with `to`.
+
+    Args:
+        model: the perception model; frozen and set to evaluation here.
+        depth_scale: "per_window_scale" for the released weights (facts of their training); "metric" for a model trained on metres.
+        signals: the signals to give, all four by default. The heads of the others never run; none at all is fine where only
+            latents are distilled.
+    """
+
+    motion_kind = "logit"
+
+    def __init__(
+        self, model: L4PModel, depth_scale: DepthScale = "per_window_scale", signals: Sequence[str] = SIGNALS
+    ):
+        unknown = [signal for signal in signals if signal not in SIGNALS]
+        if unknown:
+            raise ValueError(f"unknown signals {unknown}; a teacher can give {list(SIGNALS)}")
+        if depth_scale not in ("metric", "per_window_scale"):
+            raise ValueError(f"depth_scale must be 'metric' or 'per_window_scale'; got {depth_scale!r}")
+        self.model = model.eval().requires_grad_(False)
+        self.depth_scale = depth_scale
+        self.signals = tuple(signal for signal in SIGNALS if signal in signals)  # one order everywhere
+        self.num_frames: int = model.config.num_frames
+        self.image_size: int = model.config.image_size
+        self.latent_shape: tuple[int, ...] = model.config.latent_shape
+
+    def to(self, device: torch.device | str) -> "L4PTeacher":
+        self.model.to(device)
+        return self
+
+    def check_student(self, num_frames: int, latent_shape: Sequence[int] | None = None) -> None:
+        """Raise `ValueError` if a student cannot learn from this teacher.
+
+        Args:
+            num_frames: frames that the student's processor samples from a video.
+            latent_shape: shape of the latents that the student's perception decoder gives, `(taps, N', h', w', c')`.
+        """
+        if num_frames != self.num_frames:
+            raise ValueError(
+                f"the student samples {num_frames} frames of a video, but the teacher sees windows of {self.num_frames}: set num_frames "
+                f"of the processor to {self.num_frames}, or use a teacher of {num_frames} frames"
+            )
+        if latent_shape is not None and tuple(latent_shape) != tuple(self.latent_shape):
+            raise ValueError(
+                f"the student's perception decoder gives latents of shape {tuple(latent_shape)}, but the teacher's are "
+                f"{tuple(self.latent_shape)} (taps, frames, height, width, channels): make the decoder with the latter"
+            )
+
+    def prepare(self, pixel_values_videos: Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> Tensor:
+        """The student's frames as the teacher's input: `(V, N, 3, H, W)` -> `(V, N, 3, image_size, image_size)` float32.
+
+        The student's normalisation is undone, the frames are resized (bilinear, with antialias, without keeping the aspect ratio, as the
+        authors' demo does), and normalised again with the teacher's constants.
+        """
+        if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
+            raise ValueError(
+                f"videos must be (videos, frames, 3, height, width); got {tuple(pixel_values_videos.shape)}"
+            )
+        self.check_student(pixel_values_videos.shape[1])
+        config = self.model.config
+        frames = pixel_values_videos.flatten(0, 1).float()
+        student_mean, student_std, mean, std = (
+            frames.new_tensor(values).view(1, 3, 1, 1)
+            for values in (image_mean, image_std, config.image_mean, config.image_std)
+        )
+        # Resizing keeps constants, so the two normalisations are one scale and one shift, done on the smaller frames.
+        if tuple(frames.shape[2:]) != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=True)
+        frames = frames * (student_std / std) + (student_mean - mean) / std
+        return frames.unflatten(0, pixel_values_videos.shape[:2])
+
+    @torch.no_grad()
+    def perceive(
+        self,
+        pixel_values_videos: Tensor,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        truth: Mapping[str, Tensor] | None = None,
+    ) -> PerceptionTargets:
+        """Eq. 1 and 2 for a batch of videos.
+
+        Args:
+            pixel_values_videos: `(V, N, 3, H, W)`, RGB frames as the student gets them, on the teacher's device.
+            image_mean, image_std: the student's normalisation.
+            truth: what the data set knows; not used by this teacher.
+        """
+        with _without_autocast(pixel_values_videos):
+            latents = self.model.encode(self.prepare(pixel_values_videos, image_mean, image_std))
+            return PerceptionTargets(latents=latents, signals=self.model.decode(latents, self.signals))
+
+    def decode(self, latents: Tensor, signals: Sequence[str]) -> dict[str, Tensor]:
+        """Eq. 4: the teacher's own frozen heads on a student's latents `(V, taps, N', h', w', c')`; gradients flow to them."""
+        with _without_autocast(latents):
+            return self.model.decode(latents, signals)
+
+
+class GroundTruthTeacher:
+    """Signals that the data set knows exactly: simulators and rendered scenes. Depth is in metres, motion a probability.
+
+    Args:
+        heads: whose heads read the student's latents, and whose shapes the signals have.
+        latents: also give the frozen encoder's latents as a target; `False` leaves `PerceptionTargets.latents` empty and never runs it.
+            The heads must then speak of metres too: else latents and depth would pull the student to different scales.
+    """
+
+    depth_scale = "metric"
+    motion_kind = "probability"
+
+    def __init__(self, heads: L4PTeacher, latents: bool = False):
+        if latents and "depth" in heads.signals and heads.depth_scale != self.depth_scale:
+            raise ValueError(
+                f"the data set's depth is metric, but the heads read the encoder's latents as depth_scale {heads.depth_scale!r}: leave "
+                "out the latents, or the depth, or use heads trained on metric depth"
+            )
+        self.heads = heads
+        self.gives_latents = latents
+        self.signals = heads.signals
+        self.num_frames = heads.num_frames
+        self.image_size = heads.image_size
+        self.latent_shape = heads.latent_shape
+
+    def to(self, device: torch.device | str) -> "GroundTruthTeacher":
+        self.heads.to(device)
+        return self
+
+    def check_student(self, num_frames: int, latent_shape: Sequence[int] | None = None) -> None:
+        """As [`L4PTeacher.check_student`]."""
+        self.heads.check_student(num_frames, latent_shape)
+
+    def signal_shape(self, signal: str) -> tuple[int, int, int, int]:
+        """`(channels, N, H, W)` of one video's signal."""
+        side = self.latent_shape[2] if signal == "camray" else self.image_size
+        return (SIGNAL_CHANNELS[signal], self.num_frames, side, side)
+
+    @torch.no_grad()
+    def perceive(
+        self,
+        pixel_values_videos: Tensor,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        truth: Mapping[str, Tensor] | None = None,
+    ) -> PerceptionTargets:
+        """The truth of a batch of videos, checked and on their device.
+
+        Args:
+            pixel_values_videos, image_mean, image_std: as in [`L4PTeacher.perceive`]; read for the latents only.
+            truth: signal -> `(V, channels, N, H, W)`, for every one of `signals`, on the teacher's grids. Masks are optional:
+                `depth_valid`, `flow_valid`, `motion_valid`, `camray_valid`, bool, broadcastable to their signal.
+        """
+        num_videos, device = len(pixel_values_videos), pixel_values_videos.device
+        truth = truth or {}
+        missing = [signal for signal in self.signals if signal not in truth]
+        if missing:
+            raise ValueError(
+                f"the batch carries the truth of {sorted(truth)}, but the teacher is to give {list(self.signals)}: {missing} missing"
+            )
+        targets = PerceptionTargets(latents=None)
+        for signal in self.signals:
+            expected = (num_videos, *self.signal_shape(signal))
+            if tuple(truth[signal].shape) != expected:
+                raise ValueError(
+                    f"the batch's {signal} is {tuple(truth[signal].shape)}, but the heads give {expected} (videos, channels, frames, "
+                    "height, width): render the truth on the teacher's grids"
+                )
+            targets.signals[signal] = truth[signal].to(device=device, dtype=torch.float32)
+            if f"{signal}_valid" in truth:
+                targets.valid[signal] = truth[f"{signal}_valid"].to(device)
+        if self.gives_latents:
+            with _without_autocast(pixel_values_videos):
+                frames = self.heads.prepare(pixel_values_videos, image_mean, image_std)
+                targets.latents = self.heads.model.encode(frames)
+        return targets
+
+    def decode(self, latents: Tensor, signals: Sequence[str]) -> dict[str, Tensor]:
+        """As [`L4PTeacher.decode`]."""
+        return self.heads.decode(latents, signals)
+
+
+def _without_autocast(tensor: Tensor) -> torch.autocast:
+    """A teacher computes in the dtype of its own weights, so that its targets do not depend on the student's mixed precision."""
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
