@@ -1,0 +1,46 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOMS = ["modeling_rgpt4d", "trainer", "datasets_rgpt4d", "metrics_rgpt4d", "hub_cards"]
+README = Path(__file__).parent / "README.md"
+
+# Lower bounds are versions on which the tests ran; that of torch is transformers' own.
+TRAIN = ["accelerate", "datasets>=5.2", "peft", "trl>=1.16"]
+EVAL = ["datasets>=5.2", "evaluate>=0.4.6"]
+DEMO = ["matplotlib"]
+DEV = ["pytest", "ruff>=0.17,<0.18", "scipy", "setuptools>=77"]
+
+setup(
+    name="rgpt4d",
+    version="0.1.0",
+    description="4D-RGPT for Hugging Face transformers 5: region-level 4D video question answering and its distillation",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
+    package_data={"hub_cards": ["templates/*.md"], "metrics_rgpt4d": ["*/README.md"]},
+    install_requires=[
+        "av",
+        "huggingface_hub",
+        "jinja2",
+        "numpy",
+        "pillow",
+        "safetensors",
+        "torch>=2.6",
+        "transformers>=5.17",
+    ],
+    extras_require={
+        "train": TRAIN,
+        "eval": EVAL,
+        "demo": DEMO,
+        "dev": sorted({*TRAIN, *EVAL, *DEMO, *DEV}),
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
