@@ -1,5 +1,4 @@
-"""Configuration of 4D-RGPT: a vision tower, an NVILA projector, a causal language model, and how the model is told the
-time."""
+"""Configuration of 4D-RGPT: vision tower, NVILA projector, causal language model, and how the model learns the time."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -108,13 +107,13 @@ class RGPT4DConfig(PreTrainedConfig):
     def validate_options(self):
         if self.projector_type not in PROJECTOR_STRIDES:
             raise ValueError(
-                f"unknown projector_type {self.projector_type!r}: choose one of {sorted(PROJECTOR_STRIDES)}. NVILA's other "
-                "projectors (linear, mlp2x_gelu, ...) belong to models that are not of the NVILA-Lite family"
+                f"unknown projector_type {self.projector_type!r}: choose one of {sorted(PROJECTOR_STRIDES)}. NVILA's "
+                "other projectors (linear, mlp2x_gelu, ...) belong to models that are not of the NVILA-Lite family"
             )
         if self.time_cue not in ("none", "tpe"):
             raise ValueError(
-                f"unknown time_cue {self.time_cue!r}: choose 'tpe' or 'none'. Burned-in marks and a sentence in the prompt "
-                "change the data and not the model: use 'none' with them"
+                f"unknown time_cue {self.time_cue!r}: choose 'tpe' or 'none'. Burned-in marks and a sentence in the "
+                "prompt change the data and not the model: use 'none' with them"
             )
         if self.tpe_layout not in ("interleaved", "halves"):
             raise ValueError(
@@ -123,8 +122,8 @@ class RGPT4DConfig(PreTrainedConfig):
         tokens = (self.image_token_id, self.video_token_id, self.frame_end_token_id)
         if len(set(tokens)) < len(tokens):
             raise ValueError(
-                f"image_token_id, video_token_id and frame_end_token_id are {tokens}, but must differ: features replace the "
-                "first two, each its own"
+                f"image_token_id, video_token_id and frame_end_token_id are {tokens}, but must differ: features "
+                "replace the first two, each its own"
             )
         self.hidden_state_index(self.vision_feature_layer)
         if self.patch_grid < 1:

@@ -85,10 +85,10 @@ class SpaceToDepth(nn.Module):
         if side * side != num_patches:
             raise ValueError(f"the projector needs a square grid of patches, and {num_patches} patches are not one")
         padding = -side % k
-        grid = features.view(num_frames, side, side, width)
+        grid = features.reshape(num_frames, side, side, width)
         grid = nn.functional.pad(grid, (0, 0, 0, padding, 0, padding))
         cells = (side + padding) // k
-        blocks = grid.view(num_frames, cells, k, cells, k, width).transpose(2, 3)
+        blocks = grid.reshape(num_frames, cells, k, cells, k, width).transpose(2, 3)
         return blocks.reshape(num_frames, cells * cells, k * k * width)
 
     def extra_repr(self) -> str:
@@ -96,8 +96,7 @@ class SpaceToDepth(nn.Module):
 
 
 class RGPT4DProjector(nn.Module):
-    """E_P: NVILA's `mlp_downsample` family, `(F, P, C)` vision features to `(F, g * g, D)` tokens of the language
-    model.
+    """E_P: NVILA's `mlp_downsample` family, from vision features `(F, P, C)` to tokens `(F, g * g, D)`.
 
     The modules keep their places in NVILA's list, so that `mm_projector/` loads by a change of prefix. LayerNorm has
     PyTorch's eps of 1e-5, and GELU is the exact one; the tower's own norm and activation differ.
@@ -226,9 +225,9 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         if video_timestamps is None:
             if self.timestamp_encoding is not None:
                 raise ValueError(
-                    "config.time_cue is 'tpe', so every video needs video_timestamps: pass on all that the processor returns, "
-                    "or give (num_videos, num_frames) seconds as float32. To run without time, load the model with "
-                    "time_cue='none'"
+                    "config.time_cue is 'tpe', so every video needs video_timestamps: pass on all that the processor "
+                    "returns, or give (num_videos, num_frames) seconds as float32. To run without time, load the model "
+                    "with time_cue='none'"
                 )
             frames, seconds, lengths = pixel_values_videos.flatten(0, 1), None, [num_frames] * num_videos
         else:
@@ -242,7 +241,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             torch_compilable_check(seconds.isfinite().all(), "video_timestamps must be finite")
             torch_compilable_check(
                 is_frame[:, 0].all() & (is_frame[:, :-1] | ~is_frame[:, 1:]).all(),
-                "negative video_timestamps mark padding frames, which must follow the real ones, and each video needs a real one",
+                "negative video_timestamps mark padding frames, which must follow the real ones, and each video needs "
+                "a real one",
             )
             frames, seconds, lengths = pixel_values_videos[is_frame], seconds[is_frame], is_frame.sum(1).tolist()
 
@@ -256,9 +256,10 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         # Half precision was enough to carry the padding mark, which is all that is read without the encoding
         if self.timestamp_encoding is not None and timestamps.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"video_timestamps arrived as {timestamps.dtype}, in which neighbouring frames get the same time (bfloat16 steps "
-                "by half a second at 100 s). Keep them float32: the model casts the pixels itself, so `inputs.to(model.device)` "
-                "is enough. Or pass microseconds as int64, which no cast of float inputs touches"
+                f"video_timestamps arrived as {timestamps.dtype}, in which neighbouring frames get the same time "
+                "(bfloat16 steps by half a second at 100 s). Keep them float32: the model casts the pixels itself, so "
+                "`inputs.to(model.device)` is enough. Or pass microseconds as int64, which no cast of float inputs "
+                "touches"
             )
         return timestamps.to(torch.float32)
 
@@ -270,8 +271,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         size = self.config.image_size
         if tuple(frames.shape[1:]) != (3, size, size):
             raise ValueError(
-                f"the vision tower takes frames of (3, {size}, {size}), not {tuple(frames.shape[1:])}: resize them with the "
-                "processor that was saved with the model"
+                f"the vision tower takes frames of (3, {size}, {size}), not {tuple(frames.shape[1:])}: resize them "
+                "with the processor that was saved with the model"
             )
         layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layer = self.config.hidden_state_index(layer)
@@ -288,7 +289,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         num_patches = self.config.patch_grid**2
         if features.ndim != 3 or features.shape[1] < num_patches:
             raise ValueError(
-                f"the vision tower gave features {tuple(features.shape)}, but the projector needs (frames, {num_patches}, width)"
+                f"the vision tower gave features {tuple(features.shape)}, but the projector needs (frames, "
+                f"{num_patches}, width)"
             )
         features = features[:, -num_patches:]
         if self.timestamp_encoding is not None and seconds is not None:
@@ -320,16 +322,16 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                 mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
             else:
                 raise ValueError(
-                    f"{modality}_token_id {token_id} has no row in the embedding table, so its places cannot be found in "
-                    "inputs_embeds: pass input_ids"
+                    f"{modality}_token_id {token_id} has no row in the embedding table, so its places cannot be found "
+                    "in inputs_embeds: pass input_ids"
                 )
             if features is not None:
                 num_placeholders, unit = mask.sum(), "image" if modality == "image" else "frame"
                 torch_compilable_check(
                     num_placeholders == features.shape[0],
                     f"{modality} features and {modality} placeholders do not match: {features.shape[0]} features for "
-                    f"{num_placeholders} placeholders. Each {unit} takes {self.config.frame_grid} x {self.config.frame_grid} "
-                    "placeholders; was the text cut, or expanded for another model?",
+                    f"{num_placeholders} placeholders. Each {unit} takes {self.config.frame_grid} x "
+                    f"{self.config.frame_grid} placeholders; was the text cut, or expanded for another model?",
                 )
             masks.append(mask.unsqueeze(-1))
         return masks[0], masks[1]
@@ -431,8 +433,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         ):
             if parts is None and mask.any():
                 raise ValueError(
-                    f"input_ids holds {modality} placeholders, but no {name} came with them: pass on all that the processor "
-                    "returns"
+                    f"input_ids holds {modality} placeholders, but no {name} came with them: pass on all that the "
+                    "processor returns"
                 )
 
 
@@ -446,8 +448,12 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
     >>> processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     >>> content = [{"type": "video", "path": "drive.mp4"}, {"type": "text", "text": "How fast is the car?"}]
     >>> inputs = processor.apply_chat_template(
-    ...     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
-    return_tensors="pt" ... )
+    ...     [{"role": "user", "content": content}],
+    ...     add_generation_prompt=True,
+    ...     tokenize=True,
+    ...     return_dict=True,
+    ...     return_tensors="pt",
+    ... )
     >>> answer = model.generate(**inputs.to(model.device), max_new_tokens=32)
     ```"""
 

@@ -13,12 +13,10 @@ class TimestampEncoding(nn.Module):
 
     $$ p[2i] = \sin(t / T^{2i/D}), \quad p[2i+1] = \cos(t / T^{2i/D}), \quad i = 0 \dots D/2 - 1 $$
 
-    Precision: everything is float32, whatever the model's dtype is, because an angle of the fastest channel (i = 0)
-        *is* the
-    time in seconds: bfloat16 would step by 0.5 s at t = 100 s and could not tell neighbouring frames apart. The
-        divisors are computed
-    in float64 and rounded once, so the angle is off by at most 2^-23 of itself beside the rounding of t, which a
-    float32 holds to 0.12 ms at t = 1 hour.
+    Precision: everything is float32, whatever the model's dtype is, because the angle of the fastest channel (i = 0) is
+    the time in seconds itself: bfloat16 steps by 0.5 s at t = 100 s and could not tell neighbouring frames apart. The
+    divisors are computed in float64 and rounded once, so an angle is off by at most 2^-23 of itself, beside the
+    rounding of t, which a float32 holds to 0.12 ms at t = 1 hour.
 
     Args:
         dim: D, the width of the vision features that the code is added to; even.
@@ -32,7 +30,7 @@ class TimestampEncoding(nn.Module):
     def __init__(self, dim: int, layout: str = "interleaved", max_timescale: float = MAX_TIMESCALE):
         super().__init__()
         if dim <= 0 or dim % 2:
-            raise ValueError(f"the timestamp encoding pairs sines with cosines: dim must be positive and even, not {dim}")
+            raise ValueError(f"the timestamp encoding pairs sines with cosines: dim must be even, not {dim}")
         if layout not in TPE_LAYOUTS:
             raise ValueError(f"unknown layout {layout!r} of the timestamp encoding; choose one of {TPE_LAYOUTS}")
         self.dim = dim
@@ -45,7 +43,7 @@ class TimestampEncoding(nn.Module):
         Raises: `ValueError` for any other dtype: the caller must not have rounded the time before.
         """
         if seconds.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"seconds must be float32 or float64 to keep neighbouring frames apart, not {seconds.dtype}")
+            raise ValueError(f"seconds must be float32 or float64 to keep frames apart, not {seconds.dtype}")
         # Not a buffer: `from_pretrained` builds models on the meta device, where a non-persistent buffer loses its
         # values. On the CPU, so that float64 exists everywhere and all devices divide by the same numbers.
         exponents = torch.arange(0, self.dim, 2, dtype=torch.float64, device="cpu") / self.dim
