@@ -156,6 +156,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
 
     def __init__(self, config: RGPT4DConfig):
         super().__init__(config)
+        config.validate_options()  # `from_pretrained(..., time_cue=...)` changes a config that was valid before
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.timestamp_encoding = None
         if config.time_cue == "tpe":
