@@ -4,7 +4,6 @@
 paper writes `<R1>`, R4D-Bench writes `<obj_1>`; here the latter is the name and the former is accepted.
 """
 
-import colorsys
 import functools
 import math
 import re
@@ -18,8 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 REGION_KINDS = ("box", "mask", "point")
 NAME_IN_TEXT = re.compile(r"<(?:obj_|R_?)(\d+)>")
 NAME_ALONE = re.compile(r"<?(?:obj_|R_?)(\d+)>?")
-# Colours for objects 1 to 10: bright, far apart, none close to another when the picture is shrunk. Beyond, hues in steps
-# of the golden angle.
+# Colours of objects 1 to 10: bright and far apart. The following ones are found by `_palette`.
 COLOURS = (
     (230, 25, 25),
     (30, 110, 255),
@@ -32,6 +30,7 @@ COLOURS = (
     (160, 240, 40),
     (255, 165, 190),
 )
+NUM_COLOURS = 64
 FILL_OPACITY = 0.25  # of masks: the object stays visible
 # The model sees pictures shrunk to a few hundred pixels on both axes: a letter as wide as 1.4 % of the longer side is
 # still 6 pixels wide at 448.
@@ -60,13 +59,24 @@ def rewrite_names(text: str) -> str:
     return NAME_IN_TEXT.sub(lambda match: f"<obj_{int(match.group(1))}>", text)
 
 
+@functools.cache
+def _palette() -> list[tuple[int, int, int]]:
+    """`COLOURS`, continued with the colour farthest from all before it (squared RGB distance, green counts double)."""
+    levels = np.linspace(20, 245, 7).round()
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    weights = np.array([1.0, 2.0, 1.0])
+    distance = np.full(len(candidates), np.inf)
+    colours = list(COLOURS)
+    for i in range(NUM_COLOURS):
+        if i == len(colours):
+            colours.append(tuple(int(v) for v in candidates[distance.argmax()]))
+        distance = np.minimum(distance, ((candidates - colours[i]) ** 2 * weights).sum(-1))
+    return colours
+
+
 def colour_of(name: str) -> tuple[int, int, int]:
-    """RGB colour of an object, the same in every picture."""
-    number = int(name.removeprefix("obj_"))
-    if 1 <= number <= len(COLOURS):
-        return COLOURS[number - 1]
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.381966 % 1.0, 0.85, 0.95 if number % 2 else 0.65)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    """RGB colour of an object: the same in every picture, different for any two of `NUM_COLOURS` consecutive numbers."""
+    return _palette()[(int(name.removeprefix("obj_")) - 1) % NUM_COLOURS]
 
 
 def draw_marks(image: Image.Image, regions: Iterable[dict], source: str = "the picture") -> Image.Image:

@@ -1,0 +1,362 @@
+"""Conversations with pictures, videos and named regions to the inputs of 4D-RGPT."""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .image_processing_rgpt4d import RGPT4DImageProcessor
+from .region_marks import names_in_text, region_name, rewrite_names
+from .video_processing_rgpt4d import RGPT4DVideoProcessor, VideoProcessorMixin, flatten_videos, per_video
+
+try:  # under `sanitize_control_tokens` a user's own "<video>" is marked as plain text; this pattern passes over it
+    from transformers.processing_utils import _UNMARKED as UNMARKED
+except ImportError:
+    UNMARKED = ""
+
+# The "qwen2" conversation of NVILA: its system prompt has no full stop, every message is stripped, media stand where they
+# are written. The generation tags tell which tokens the loss is on: the answer and the token that ends it.
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages if message['content'] is defined -%}
+{%- set body = namespace(text='') -%}
+{%- if message['content'] is string -%}
+{%- set body.text = message['content'] -%}
+{%- else -%}
+{%- for block in message['content'] -%}
+{%- if block['type'] == 'text' -%}
+{%- set body.text = body.text + block['text'] -%}
+{%- elif block['type'] == 'image' -%}
+{%- set body.text = body.text + '<image>' -%}
+{%- elif block['type'] == 'video' -%}
+{%- set body.text = body.text + '<video>' -%}
+{%- else -%}
+{{- raise_exception('a message holds blocks of type text, image or video, got ' + block['type']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}{{- body.text | trim + '<|im_end|>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- body.text | trim + '<|im_end|>' -}}
+{%- endif -%}
+{{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+SOURCE_KEYS = {"image": ("image", "path", "url", "base64"), "video": ("video", "path", "url")}
+OTHER_KEYS = {"image": ("regions", "marked"), "video": ("regions", "marked", "fps")}
+
+
+class RGPT4DBatchFeature(BatchFeature):
+    """Model inputs whose `video_timestamps` stay float32 when the batch is cast.
+
+    bfloat16 has 8 significant bits: 100.3 s would become 100.5 s, and the positions of frames would move.
+    """
+
+    def to(self, *args, **kwargs) -> "RGPT4DBatchFeature":
+        timestamps = self.data.get("video_timestamps")
+        super().to(*args, **kwargs)
+        if isinstance(timestamps, torch.Tensor):
+            self.data["video_timestamps"] = timestamps.to(self.data["video_timestamps"].device)
+        return self
+
+
+class RGPT4DProcessor(ProcessorMixin):
+    """Image processor, video processor, tokenizer and chat template of 4D-RGPT in one.
+
+    A message may carry pictures and videos, and both may carry regions, which are drawn on the picture or on the first
+    sampled frame and named in the text:
+
+        [{"role": "user", "content": [
+            {"type": "video", "video": "street.mp4", "regions": [{"name": "obj_1", "box": [10, 20, 60, 80]}]},
+            {"type": "text", "text": "How fast is <obj_1> moving?"}]}]
+
+    - `"video"` is anything that `decode_video` reads; arrays and folders of frames need `"fps"` beside it.
+    - `"regions"` are as `draw_marks` takes them, in pixels of the source frame.
+    - `"marked": ["obj_1"]` says that the picture shows these marks already, as the pictures of R4D-Bench do.
+    - `<R1>` and `<R_1>` in a text are read as `<obj_1>`. Every name used in a conversation must be given in it.
+
+    Each image becomes `image_token` x `frame_grid`^2 and a frame end, each video the same with `video_token` for every
+    frame. A frame ends with an ordinary token of the vocabulary (in NVILA the newline). In the text it is written
+    `frame_end_placeholder`, and its id is exchanged after tokenisation: a newline in the text would merge with one that
+    follows it into another token.
+
+    Args:
+        frame_grid (`int`): an image or a frame is frame_grid x frame_grid tokens; the model's `config.frame_grid`.
+        frame_end_token (`str`): one token of the vocabulary.
+        frame_end_placeholder (`str`): a special token of the tokenizer that the model never sees.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        video_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        image_token="<image>",
+        video_token="<video>",
+        frame_end_token="\n",
+        frame_end_placeholder="<|frame_end|>",
+        frame_grid=11,
+    ):
+        if not isinstance(frame_grid, int) or frame_grid < 1:
+            raise ValueError(f"frame_grid must be a positive whole number, got {frame_grid!r}")
+        self.image_token, self.video_token = image_token, video_token
+        self.frame_end_token, self.frame_end_placeholder = frame_end_token, frame_end_placeholder
+        self.frame_grid = frame_grid
+        if chat_template is None:
+            chat_template = CHAT_TEMPLATE.replace("<image>", image_token).replace("<video>", video_token)
+        super().__init__(image_processor, video_processor, tokenizer, chat_template=chat_template)
+        self.image_token_id = self._single_id(image_token)
+        self.video_token_id = self._single_id(video_token)
+        self.frame_end_token_id = self._single_id(frame_end_token)
+        self.frame_end_placeholder_id = self._single_id(frame_end_placeholder)
+
+    def _single_id(self, token: str) -> int:
+        ids = self.tokenizer.encode(token, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(
+                f"{token!r} must be one token of the tokenizer, and is {len(ids)}; add it with "
+                f'tokenizer.add_special_tokens({{"additional_special_tokens": [{token!r}]}})'
+            )
+        return ids[0]
+
+    # The two methods below exist because transformers finds video processors through torchvision's classes only: without
+    # torchvision its own versions can neither construct nor load a processor that has one.
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any):
+        if argument_name == "video_processor":
+            if not isinstance(argument, VideoProcessorMixin):
+                raise TypeError(f"video_processor must be an RGPT4DVideoProcessor, got {type(argument).__name__}")
+            return VideoProcessorMixin
+        if argument_name == "image_processor":
+            if not isinstance(argument, RGPT4DImageProcessor) and not hasattr(argument, "fetch_images"):
+                raise TypeError(f"image_processor must be an RGPT4DImageProcessor, got {type(argument).__name__}")
+            return type(argument)
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        own = {key: value for key, value in kwargs.items() if key != "trust_remote_code"}
+        return [
+            RGPT4DImageProcessor.from_pretrained(pretrained_model_name_or_path, **own),
+            RGPT4DVideoProcessor.from_pretrained(pretrained_model_name_or_path, **own),
+            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
+        ]
+
+    def apply_chat_template(self, conversation, chat_template=None, processor_kwargs=None, tokenize=False, **kwargs):
+        """Render conversations, and with `tokenize=True, return_dict=True` make model inputs of them.
+
+        As `ProcessorMixin.apply_chat_template`; options of the processor, such as `num_frames`, go into `processor_kwargs`.
+        Neither the messages nor `processor_kwargs` are changed. See the class for what a message may hold.
+
+        Raises: `ValueError` if a block of a message cannot be understood, and as `__call__` does.
+        """
+        conversation, media = _read_conversations(conversation)
+        processor_kwargs = dict(processor_kwargs or {})
+        if tokenize:
+            twice = sorted(set(media) & set(processor_kwargs))
+            if twice:
+                raise ValueError(f"{twice} are given in the messages and in processor_kwargs; give them once")
+            processor_kwargs.update(media)
+        return super().apply_chat_template(
+            conversation, chat_template=chat_template, processor_kwargs=processor_kwargs, tokenize=tokenize, **kwargs
+        )
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        videos=None,
+        audio=None,
+        regions: list | None = None,
+        image_regions: list | None = None,
+        marked: list | None = None,
+        **kwargs,
+    ) -> RGPT4DBatchFeature:
+        """Make model inputs of texts with placeholders, their images and their videos.
+
+        Args:
+            images: one or a (nested) list, in reading order over the batch; see `RGPT4DImageProcessor`.
+            text (`str | list[str]`): one placeholder `<image>` or `<video>` for each.
+            videos: one or a (nested) list, in reading order over the batch; see `RGPT4DVideoProcessor`.
+            regions (`list`, *optional*): for each video None or its list of regions.
+            image_regions (`list`, *optional*): for each image None or its list of regions.
+            marked (`list`, *optional*): for each text None or the names that its pictures show already.
+            kwargs: options of the tokenizer (`padding`, `return_tensors`), the video processor (`num_frames`, `fps`,
+                `video_metadata`) and the image processor.
+
+        Returns: `input_ids`, `attention_mask`, and where there are images or videos `pixel_values
+            (num_images, 3, H, W)`, `pixel_values_videos (num_videos, num_frames, 3, H, W)` and
+            `video_timestamps (num_videos, num_frames)` float32 seconds, -1 for frames that fill up a shorter video.
+        Raises: `ValueError` if placeholders and media do not match, a name is used and not given, or a medium or region
+            is not as expected.
+        """
+        if audio is not None:
+            raise ValueError("4D-RGPT has no audio input; leave out audio")
+        videos = None if videos is None else flatten_videos(videos)
+        images = None if images is None else make_flat_list_of_images(self.image_processor.fetch_images(_without_empty(images)))
+        if text is not None:
+            text = [text] if isinstance(text, str) else list(text)
+            if not all(isinstance(sample, str) for sample in text):
+                raise ValueError("text must be a string or a list of strings")
+            text = [rewrite_names(sample) for sample in text]
+        regions = per_video(regions, videos or [], "regions")
+        image_regions = per_video(image_regions, images or [], "image_regions")
+        if text is not None:
+            self._check_text(text, images or [], videos or [], regions, image_regions, marked)
+        for modality, values in (("videos_kwargs", regions), ("images_kwargs", image_regions)):
+            if any(values):
+                kwargs[modality] = {**(kwargs.get(modality) or {}), "regions": values}
+        features = super().__call__(images=images or None, text=text, videos=videos or None, **kwargs)
+        if "input_ids" in features:
+            features["input_ids"] = self._end_frames(features["input_ids"])
+        return RGPT4DBatchFeature(features.data, skip_tensor_conversion=features.skip_tensor_conversion)
+
+    def _check_text(self, text: list[str], images: list, videos: list, regions: list, image_regions: list, marked: Any):
+        """Placeholders match the media, and every name in a text is given by its own media."""
+        if marked is not None and len(marked) != len(text):
+            raise ValueError(f"marked: got {len(marked)} entries for {len(text)} texts; give one for each, None where none is")
+        remaining = {}
+        for token, media, what in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
+            counts = [len(re.findall(UNMARKED + re.escape(token), sample)) for sample in text]
+            if sum(counts) != len(media):
+                raise ValueError(f"the text has {sum(counts)} placeholders {token} and {len(media)} {what} are given")
+            remaining[what] = counts
+        regions, image_regions = iter(regions), iter(image_regions)
+        for i, sample in enumerate(text):
+            if re.search(UNMARKED + re.escape(self.frame_end_placeholder), sample):
+                raise ValueError(f"a text holds {self.frame_end_placeholder}, which the processor itself inserts; remove it")
+            given = {region_name(name) for name in (marked[i] or [] if marked is not None else [])}
+            for iterator, count in ((regions, remaining["videos"][i]), (image_regions, remaining["images"][i])):
+                for _ in range(count):
+                    # a region without a good name is reported when it is drawn, together with its file
+                    given.update(name for name in map(_name_or_none, next(iterator) or []) if name is not None)
+            missing = [f"<{name}>" for name in names_in_text(sample) if name not in given]
+            if missing:
+                known = ", ".join(f"<{name}>" for name in sorted(given)) or "none"
+                raise ValueError(
+                    f"the text of conversation {i} uses {', '.join(missing)}, and the regions given are: {known}. Give "
+                    f'"regions": [{{"name": "{missing[0][1:-1]}", "box": [x1, y1, x2, y2]}}] beside the video or image, or '
+                    f'"marked": ["{missing[0][1:-1]}"] if a picture shows the mark already'
+                )
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        # Placeholders were counted in `__call__`. The inherited check would refuse videos that are bytes or dicts.
+        if images is None and text is None and videos is None:
+            raise ValueError("give at least one of text, images and videos")
+
+    def _process_videos(self, videos: list, **kwargs):
+        processed = self.video_processor(videos, **kwargs)
+        return processed, [self.replace_video_token(processed, i) for i in range(len(videos))]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * self.frame_grid**2 + self.frame_end_placeholder
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        num_frames = int((np.asarray(video_inputs["video_timestamps"][video_idx]) >= 0).sum())
+        return (self.video_token * self.frame_grid**2 + self.frame_end_placeholder) * num_frames
+
+    def _end_frames(self, input_ids: Any) -> Any:
+        """Ids with the placeholder's exchanged for the token that ends a frame; tensor, array or nested lists."""
+        old, new = self.frame_end_placeholder_id, self.frame_end_token_id
+        if isinstance(input_ids, torch.Tensor):
+            return torch.where(input_ids == old, new, input_ids)
+        if isinstance(input_ids, np.ndarray) and input_ids.dtype != object:
+            return np.where(input_ids == old, new, input_ids)
+        return [self._end_frames(ids) if not isinstance(ids, int | np.integer) else new if ids == old else ids for ids in input_ids]
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        """Tokens that media of given sizes take, which vLLM asks before it has seen any.
+
+        Args:
+            image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image; they do not matter.
+            video_sizes (`list[tuple[int, int, int]]`, *optional*): sampled frames, height and width of each video.
+        """
+        per_frame, data = self.frame_grid**2 + 1, {}
+        if image_sizes is not None:
+            data["num_image_tokens"] = [per_frame] * len(image_sizes)
+            data["num_image_patches"] = [1] * len(image_sizes)
+        if video_sizes is not None:
+            data["num_video_tokens"] = [per_frame * num_frames for num_frames, *_ in video_sizes]
+        return MultiModalData(**data)
+
+
+def _without_empty(images: Any) -> Any:
+    """A batch of lists with one list for each text, without those of texts that have no image."""
+    if isinstance(images, list | tuple):
+        return [_without_empty(image) for image in images if not (isinstance(image, list | tuple) and len(image) == 0)]
+    return images
+
+
+def _name_or_none(region: Any) -> str | None:
+    try:
+        return region_name(region["name"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _read_conversations(conversation: Any) -> tuple[list, dict]:
+    """Fresh copies of the messages that the template and `ProcessorMixin` understand, and what their media blocks carry.
+
+    Returns: conversations in the structure they came in, with names rewritten and media blocks reduced to
+        `{"type": ..., <type>: source}`; and the arguments `regions`, `image_regions`, `marked` and `video_metadata` of
+        `RGPT4DProcessor.__call__`, each only if some block gives it.
+    """
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise ValueError("a conversation is a list of messages {'role': ..., 'content': ...}")
+    is_batched = isinstance(conversation[0], list | tuple)
+    regions, metadata, marked, clean = {"image": [], "video": []}, [], [], []
+    for messages in conversation if is_batched else [conversation]:
+        names: list[str] = []
+        clean.append([])
+        for message in messages:
+            message = {key: value for key, value in message.items() if value is not None}
+            content = message.get("content")
+            if isinstance(content, str):
+                message["content"] = rewrite_names(content)
+            elif content is not None:
+                message["content"] = [_read_block(block, regions, metadata, names) for block in content]
+            clean[-1].append(message)
+        marked.append(names)
+    media = {"regions": regions["video"], "image_regions": regions["image"], "marked": marked, "video_metadata": metadata}
+    return (clean if is_batched else clean[0]), {key: values for key, values in media.items() if any(values)}
+
+
+def _read_block(block: Any, regions: dict, metadata: list, marked: list) -> dict:
+    """One block of a message; what it carries beside its source is appended to the three collections."""
+    if not isinstance(block, dict) or "type" not in block:
+        raise ValueError(f"a block of a message is a dict with a 'type', got {block!r}")
+    block = {key: value for key, value in block.items() if value is not None}  # as struct columns of `datasets` fill up
+    kind = block["type"]
+    if kind in ("image_url", "video_url"):  # the spelling of OpenAI's interface
+        address = block.pop(kind, None)
+        kind = kind.removesuffix("_url")
+        block = {**block, "type": kind, "url": address.get("url") if isinstance(address, dict) else address}
+    if kind == "text":
+        return {**block, "text": rewrite_names(block.get("text", ""))}
+    if kind not in SOURCE_KEYS:
+        raise ValueError(f"a message holds blocks of type text, image or video, got {kind!r}")
+    unknown = sorted(set(block) - {"type", *SOURCE_KEYS[kind], *OTHER_KEYS[kind]})
+    if unknown:
+        raise ValueError(f"a block of type {kind} has unknown keys {unknown}; expected {(*SOURCE_KEYS[kind], *OTHER_KEYS[kind])}")
+    sources = [key for key in SOURCE_KEYS[kind] if key in block]
+    if len(sources) > 1:
+        raise ValueError(f"a block of type {kind} has several sources {sources}; give one")
+    regions[kind].append(block.get("regions"))
+    marked.extend(region_name(name) for name in block.get("marked", []))
+    if kind == "video":
+        metadata.append({"fps": block["fps"]} if "fps" in block else {})
+    return {"type": kind, **({kind: block[sources[0]]} if sources else {})}
+
+
+__all__ = ["RGPT4DProcessor"]

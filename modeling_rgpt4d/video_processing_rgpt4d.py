@@ -1,0 +1,215 @@
+"""Videos to normalised frames and their times, without torchvision."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import VideosKwargs
+from transformers.video_utils import VideoMetadata
+
+from .region_marks import draw_marks
+from .video_decoding import DecodedVideo, decode_video
+
+try:
+    from transformers.video_processing_utils import VideoProcessorMixin
+except ImportError:  # before transformers 5.23 the only base class is the one that needs torchvision
+    from transformers.video_processing_utils import BaseVideoProcessor as VideoProcessorMixin
+
+PADDING_TIMESTAMP = -1.0  # marks a frame that only fills up a shorter video of the batch
+REFUSED_OPTIONS = ("do_center_crop", "do_pad", "crop_size", "data_format", "input_data_format", "device")
+
+
+class RGPT4DVideosKwargs(VideosKwargs, total=False):
+    """Options of a call, beside those of every video processor.
+
+    regions (`list`): for each video None or a list of regions as `draw_marks` takes them.
+    """
+
+    regions: list | tuple | None
+
+
+class RGPT4DVideoProcessor(VideoProcessorMixin):
+    """Decode videos, sample frames uniformly, draw regions on the first of them, resize, normalise.
+
+    Every frame is converted to RGB, resized by PIL's bicubic filter without keeping its aspect ratio, scaled to [0, 1] and
+    normalised to [-1, 1] as NVILA's SigLIP expects: to the bit what the PIL image processor gives for the same picture.
+
+    Args:
+        size (`dict`): `{"height": 448, "width": 448}`, pixels.
+        num_frames (`int`): frames to sample from each video.
+        fps (`float`, *optional*): sample so many frames per second of the video instead of `num_frames`.
+        do_sample_frames (`bool`): False takes every frame.
+        do_resize, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in any video processor.
+    """
+
+    do_resize = True
+    size = {"height": 448, "width": 448}
+    resample = PILImageResampling.BICUBIC
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 16
+    fps = None
+    return_metadata = False
+    valid_kwargs = RGPT4DVideosKwargs
+    model_input_names = ["pixel_values_videos", "video_timestamps"]
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        if self.do_resize and not (self.size and self.size.height and self.size.width):
+            raise ValueError(f"size must be {{'height': ..., 'width': ...}} in pixels, got {self.size}")
+
+    def preprocess(self, videos: Any, **kwargs) -> BatchFeature:
+        """Turn videos into model inputs.
+
+        Args:
+            videos: one video or a (nested) list of videos; each anything that `decode_video` reads. A list of pictures
+                or of arrays `(H, W, 3)` is one video.
+            regions (`list`, *optional*): for each video None or its list of regions, in pixels of its own frames.
+            video_metadata (`list`, *optional*): for each video a dict or `VideoMetadata` whose `fps` is the frame rate of
+                an array or folder and whose `frames_indices` tells which source frames an array holds, if it was sampled.
+            num_frames, fps, do_sample_frames, size and the other options of the class.
+            return_tensors (`str`, *optional*): "pt", or "np" as without it.
+
+        Returns: `BatchFeature` with
+            - `pixel_values_videos`: `(num_videos, num_frames, 3, height, width)` float32; shorter videos are followed by
+              frames of zeros;
+            - `video_timestamps`: `(num_videos, num_frames)` float32, seconds after the first frame of each video, -1 for
+              the frames that fill up;
+            - `video_metadata` if `return_metadata`.
+        Raises: `ValueError` that names the video and what was expected.
+        """
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        refused = [key for key in REFUSED_OPTIONS if kwargs.pop(key, False)]
+        if refused:
+            raise ValueError(f"{type(self).__name__} has no {refused}; it resizes whole frames on the CPU")
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        if "num_frames" in kwargs and "fps" in kwargs:
+            raise ValueError("give either num_frames or fps, which is a number of frames per second of the video, not both")
+        options = {key: getattr(self, key, None) for key in self.valid_kwargs.__annotations__}
+        if kwargs.get("do_sample_frames") is False and ("num_frames" in kwargs or "fps" in kwargs):
+            raise ValueError("do_sample_frames=False takes all frames; leave out num_frames and fps")
+        if "num_frames" in kwargs:
+            options["fps"] = None
+        options = self._standardize_kwargs(**{**options, **kwargs})
+        videos = flatten_videos(videos)
+        regions = per_video(options["regions"], videos, "regions")
+        metadata = per_video(options["video_metadata"], videos, "video_metadata")
+
+        decoded = [
+            self._read(f"video {i}", video, marks, meta, options)
+            for i, (video, marks, meta) in enumerate(zip(videos, regions, metadata, strict=True))
+        ]
+        sizes = {video.frames.shape[1:3] for video in decoded}
+        if len(sizes) > 1:
+            raise ValueError(f"videos of a batch need frames of one size, got {sorted(sizes)}; leave do_resize on")
+        (height, width), longest = sizes.pop(), max(len(video.frames) for video in decoded)
+        pixels = np.zeros((len(decoded), longest, 3, height, width), dtype=np.float32)
+        timestamps = np.full((len(decoded), longest), PADDING_TIMESTAMP, dtype=np.float32)
+        table = self._value_table(options)
+        for i, video in enumerate(decoded):
+            for channel in range(3):
+                np.take(table[channel], video.frames[..., channel], out=pixels[i, : len(video.frames), channel], mode="clip")
+            timestamps[i, : len(video.frames)] = video.timestamps
+        outputs = BatchFeature(
+            {"pixel_values_videos": pixels, "video_timestamps": timestamps}, tensor_type=options["return_tensors"]
+        )
+        if options["return_metadata"]:
+            outputs["video_metadata"] = [_metadata(video) for video in decoded]
+        return outputs
+
+    def _read(self, position: str, video: Any, regions: list | None, metadata: Any, options: dict) -> DecodedVideo:
+        """The sampled frames of one video, marked and resized while they are decoded."""
+        path = video.get("path") if isinstance(video, dict) else video if isinstance(video, str | Path) else None
+        where = str(path) if path is not None else position
+        metadata = {} if metadata is None else metadata
+        get = metadata.get if isinstance(metadata, dict) else lambda key: getattr(metadata, key, None)
+
+        def each_frame(frame: np.ndarray, index: int) -> np.ndarray:
+            picture = Image.fromarray(frame)
+            if index == 0 and regions:
+                picture = draw_marks(picture, regions, source=where)
+            if options["do_resize"]:
+                picture = picture.resize((options["size"].width, options["size"].height), options["resample"])
+            return np.asarray(picture)
+
+        return decode_video(
+            video,
+            num_frames=options["num_frames"] if options["do_sample_frames"] and not options["fps"] else None,
+            sample_fps=options["fps"] if options["do_sample_frames"] else None,
+            fps=get("fps"),
+            source_indices=get("frames_indices"),
+            each_frame=each_frame,
+            name=where,
+        )
+
+    @staticmethod
+    def _value_table(options: dict) -> np.ndarray:
+        """`(3, 256)` float32: the value of each of the 256 levels in each channel.
+
+        Computed as the PIL image processor does it (levels times factor rounded to float32, then mean and std in float32),
+        so a frame and an image get equal bits.
+        """
+        table = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, axis=0)
+        if options["do_rescale"]:
+            table = (table.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
+        table = table.astype(np.float32)
+        if options["do_normalize"]:
+            mean, std = (np.broadcast_to(np.float32(options[key]), (3,))[:, None] for key in ("image_mean", "image_std"))
+            table = (table - mean) / std
+        return table
+
+
+def flatten_videos(videos: Any) -> list:
+    """The videos of a single one, a list, or nested lists, in reading order. A list of pictures is one video."""
+    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
+        return list(videos)
+    if not isinstance(videos, list | tuple) or _is_frame(next(iter(videos), None)):
+        return [videos]
+    flat = [video for item in videos for video in flatten_videos(item)]
+    if any(video is None for video in flat):
+        raise ValueError("a video is None; expected a path, bytes, an array (N, H, W, 3) or a list of pictures")
+    return flat
+
+
+def _is_frame(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 3)
+
+
+def per_video(values: Any, videos: Sequence, what: str) -> list:
+    """One value for each video: None for all, a list as long as the videos, or for a single video its own value."""
+    if values is None:
+        return [None] * len(videos)
+    values = list(values) if isinstance(values, list | tuple) else [values]
+    if len(videos) == 1 and values and isinstance(values[0], dict) and what == "regions":
+        return [values]
+    if len(values) != len(videos):
+        raise ValueError(f"{what}: got {len(values)} entries for {len(videos)} videos; give one for each, None where there is none")
+    return values
+
+
+def _metadata(video: DecodedVideo) -> VideoMetadata:
+    height, width = video.source_size
+    return VideoMetadata(
+        total_num_frames=video.total_num_frames,
+        fps=video.total_num_frames / video.duration,
+        width=width,
+        height=height,
+        duration=video.duration,
+        video_backend="pyav",
+        frames_indices=video.indices,
+    )
+
+
+__all__ = ["RGPT4DVideoProcessor"]
