@@ -14,7 +14,7 @@ DEV = ["pytest", "ruff>=0.17,<0.18", "scipy", "setuptools>=77"]
 setup(
     name="rgpt4d",
     version="0.1.0",
-    description="4D-RGPT for Hugging Face transformers 5: region-level 4D video question answering and its distillation",
+    description="4D-RGPT for Hugging Face transformers 5: region-level 4D video question answering by distillation",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
