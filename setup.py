@@ -8,8 +8,8 @@ README = Path(__file__).parent / "README.md"
 # Lower bounds are versions on which the tests ran; that of torch is transformers' own.
 TRAIN = ["accelerate", "datasets>=5.2", "peft", "trl>=1.16"]
 EVAL = ["datasets>=5.2", "evaluate>=0.4.6"]
-DEMO = ["matplotlib"]
-DEV = ["pytest", "ruff>=0.17,<0.18", "scipy", "setuptools>=77"]
+DEMO = ["matplotlib", "scipy"]
+DEV = ["pytest", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="rgpt4d",
