@@ -1,0 +1,52 @@
+"""A multiple-choice row (R4D-Bench's schema) as a prompt, and as chat messages that `RGPT4DProcessor` takes."""
+
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any, Literal
+
+AnswerWith = Literal["letter", "text"]
+
+INSTRUCTIONS = {
+    "letter": "Answer with only the letter of the correct option.",  # wording of R4D-Bench's official prompt
+    "text": "Answer with only the text of the correct option.",
+}
+
+
+def multiple_choice_prompt(question: str, options: Sequence[str], answer_with: AnswerWith = "letter") -> str:
+    """Lay out a question as R4D-Bench does: question, lettered options, instruction, with blank lines between.
+
+    Raises: `ValueError` for an unknown `answer_with`, or fewer than 2 or more than 26 options.
+    """
+    if answer_with not in INSTRUCTIONS:
+        raise ValueError(f"answer_with must be one of {tuple(INSTRUCTIONS)}, got {answer_with!r}.")
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        raise ValueError(f"A multiple-choice question needs 2 to {len(ascii_uppercase)} options, got {len(options)}.")
+    lettered = "\n".join(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options))  # noqa: B905: fewer options than letters
+    return f"{question}\n\nOptions:\n{lettered}\n\n{INSTRUCTIONS[answer_with]}"
+
+
+def answer_letter(options: Sequence[str], answer: str) -> str:
+    """The letter of the option whose text is `answer`. Raises `ValueError` unless exactly one option is."""
+    options = list(options)
+    if options.count(answer) != 1:
+        raise ValueError(f"The answer {answer!r} must be exactly one of the options {options}.")
+    return ascii_uppercase[options.index(answer)]
+
+
+def to_messages(row: Mapping[str, Any], answer_with: AnswerWith = "text", with_answer: bool = True) -> list[dict[str, Any]]:
+    """Turn a row into chat messages: the video with its regions, the prompt, and the answer as the assistant's turn.
+
+    Args:
+        row: needs `video` (path, or a dict with `path` and `bytes`), `regions`, `question`, `options` and, if `with_answer`, `answer`
+            (the text of the right option).
+        answer_with: what the prompt asks for, and what the assistant says: the option's letter or its text.
+        with_answer: False leaves the assistant's turn out, as evaluation wants it.
+    """
+    prompt = multiple_choice_prompt(row["question"], row["options"], answer_with)
+    content = [{"type": "video", "video": row["video"], "regions": list(row["regions"])}, {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
+    if with_answer:
+        letter = answer_letter(row["options"], row["answer"])
+        text = letter if answer_with == "letter" else row["answer"]
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+    return messages

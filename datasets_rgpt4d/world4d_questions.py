@@ -1,0 +1,306 @@
+"""Multiple-choice questions about a World4D scene: R4D-Bench's nine categories (paper, A2.2) and TimeBench (paper, A3).
+
+Every answer is computed from the scene and is exactly true as written; a question whose answer would be a matter of taste (a diagonal direction,
+say) is not asked. What a reader of the text alone could use is removed where possible: numeric options are a ladder on which the truth may stand
+on any rung, things that do not happen are asked about in the same words as things that do (category "False Positives"), and the options'
+order is shuffled.
+"""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from .world4d_render import instance_masks
+from .world4d_sampling import CHECK_SIZE_PX, DIRECTIONS_DEG, SIZES_M, SPLITS, TURNS_DEG, _pick
+from .world4d_scene import Scene, SceneObject
+
+R4D_TASKS = (
+    "3D Video Grounding",
+    "Dimensional Measurement",
+    "Spatial Relation",
+    "Rotational",
+    "Counting",
+    "Translational",
+    "False Positives",
+    "Speed & Acceleration",
+    "Displacement & Path Length",
+)
+TASKS = (*R4D_TASKS, "TimeBench")
+
+NOT_MOVING, NOT_TURNING = "it does not move", "it does not turn"
+DIRECTION_MARGIN = 1.5  # the stronger component of a direction must exceed the weaker one this many times
+MIN_OFFSET_M = 0.4  # nearer things are neither left nor right of each other
+TIMEBENCH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # paper, A3; its figure A15 prints 3x where its text says 4x, and we follow the text
+
+
+def level_coordinates(scene: Scene, points: np.ndarray, time_s: float) -> np.ndarray:
+    """World points `(..., 3)` in the levelled frame of the camera at `time_s`: origin in its centre, x right, y down, z along its heading, metres.
+
+    The camera's pitch is left out, so that y is vertical and an upright object has pitch and roll 0.
+    """
+    _, origin = scene.camera.pose([time_s])
+    yaw = math.radians(scene.camera.yaw_deg + scene.camera.yaw_rate_deg_s * time_s)
+    x, y, z = np.moveaxis(np.asarray(points) - origin[0], -1, 0)
+    return np.stack([x * math.cos(yaw) - z * math.sin(yaw), y, x * math.sin(yaw) + z * math.cos(yaw)], -1)
+
+
+def travelled_m(item: SceneObject, duration_s: float) -> float:
+    """Path length of an object in a clip, metres; objects move on straight lines and never turn back, so it is also the displacement."""
+    start, end = item.position_at([0.0, duration_s])
+    return float(np.linalg.norm(end - start))
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 6):g}"
+
+
+def _ladder(rng: np.random.Generator, truth: float, ratio: float, lower: float, upper: float) -> list[float]:
+    """Five values, each `ratio` times the one before, with `truth` on a random rung; none outside [lower, upper]."""
+    ranks = [rank for rank in range(5) if truth * ratio**-rank >= lower - 1e-9 and truth * ratio ** (4 - rank) <= upper + 1e-9]
+    rank = _pick(rng, ranks)
+    return [truth * ratio ** (rung - rank) for rung in range(5)]
+
+
+def _fine_ladder(rng: np.random.Generator, truth: float) -> list[float]:
+    """Five values half an octave apart (1, 1.5, 2, 3, 4, ... times a power of two), with `truth` on a random rung.
+
+    What objects travel spans little more than two octaves (`PATH_M`): on a coarser ladder most rungs could be ruled out unseen.
+    """
+    rank = _pick(rng, range(5))
+    half_octave = lambda k: 2.0 ** (k // 2) * (1.5 if k % 2 else 1.0)  # noqa: E731
+    position = int(round(truth * 10_000) % 3 == 0)  # is the truth the 1 or the 1.5 of its octave? Distances have at most four decimals
+    unit = truth / half_octave(position)
+    return [unit * half_octave(position + rung - rank) for rung in range(5)]
+
+
+def _dominant(right: float, forward: float) -> str | None:
+    """Which of the four directions a horizontal vector points to, or None if it is near a diagonal."""
+    strong, weak = max(abs(right), abs(forward)), min(abs(right), abs(forward))
+    if strong < DIRECTION_MARGIN * weak:
+        return None
+    if abs(right) > abs(forward):
+        return "right" if right > 0 else "left"
+    return "away from the camera" if forward > 0 else "towards the camera"
+
+
+def direction_of_travel(scene: Scene, item: SceneObject) -> str | None:
+    """One of `DIRECTIONS_DEG`, in the levelled frame of the first camera; None for an object that stands or moves near a diagonal."""
+    if not item.translates:
+        return None
+    start, end = level_coordinates(scene, item.position_at([0.0, scene.duration_s]), 0.0)
+    return _dominant(end[0] - start[0], end[2] - start[2])
+
+
+class _Asker:
+    """Collects the questions about one scene. Methods named after a task give (text with {0}, {1} for objects, objects, options, answer) or None."""
+
+    def __init__(self, scene: Scene, split: str):
+        self.scene, self.split = scene, split
+        self.rng = np.random.default_rng([scene.seed, SPLITS.index(split), 2**20])  # apart from the streams of sample_scene
+
+    def pick(self, options):
+        return _pick(self.rng, list(options))
+
+    def sample(self, options, count: int) -> list:
+        options = list(options)
+        return [options[i] for i in np.argsort(self.rng.random(len(options)))[:count]]
+
+    def grounding(self):
+        item = self.pick(self.scene.objects)
+        centre = level_coordinates(self.scene, np.array(item.position), 0.0)
+        floor = centre[1] + item.size[1] / 2
+        yaw = round((item.yaw_deg - self.scene.camera.yaw_deg + 180) % 360 - 180, 1)
+        while True:
+            other = [self.pick(SIZES_M) for _ in range(3)]
+            other = {"sphere": (other[0],) * 3, "cylinder": (other[0], other[1], other[0]), "box": tuple(other)}[item.shape]
+            if other != item.size:
+                break
+        # Three distances times two sizes, less one: each candidate shares its distance and its size with others, so none stands out.
+        rank = self.pick(range(3))
+        boxes = []
+        for rung in range(3):
+            for size in (item.size, other):
+                place = centre * 1.4 ** (rung - rank)
+                point = [round(float(place[0]), 2), round(float(floor - size[1] / 2), 2), round(float(place[2]), 2)]
+                boxes.append({"dimensions": list(size), "central_point": point, "orientation": {"yaw": yaw, "pitch": 0, "roll": 0}})
+        answer = boxes.pop(2 * rank)
+        options = [json.dumps(box) for box in [answer, *self.sample(boxes, 4)]]
+        text = (
+            "Which 3D bounding box is that of {0} in the first frame? Metres and degrees; the origin is the camera, "
+            "x points right, y down and z forward, with x and z level."
+        )
+        return text, [item], options, options[0]
+
+    def measurement(self):
+        first, *rest = self.sample(self.scene.objects, 2)
+        form = self.pick(range(3 if rest else 2))
+        if form == 0:
+            return "What is the height of {0}?", [first], [f"{_number(size)} m" for size in SIZES_M], f"{_number(first.size[1])} m"
+        start = np.array(first.position)
+        if form == 1:
+            distance = float(np.linalg.norm(start - self.scene.camera.position))
+            text, items = "What is the distance between the camera and the centre of {0} in the first frame?", [first]
+        else:
+            distance = float(np.linalg.norm(start - rest[0].position))
+            text, items = "What is the distance between the centres of {0} and {1} in the first frame?", [first, *rest]
+        truth = round(distance, 1)
+        values = [round(value, 1) for value in _ladder(self.rng, truth, 1.5, 0.15, 60.0)]
+        if len(set(values)) < 5:
+            return None
+        return text, items, [f"{value:.1f} m" for value in values], f"{truth:.1f} m"
+
+    def relation(self):
+        if len(self.scene.objects) < 2:
+            return None
+        time_s, moment = self.pick([(0.0, "first"), (self.scene.duration_s, "last")])
+        shown = set(np.unique(instance_masks(self.scene, [time_s], CHECK_SIZE_PX)).tolist())
+        items = self.sample([item for k, item in enumerate(self.scene.objects) if k in shown], 2)
+        if len(items) < 2:
+            return None
+        one, two = (level_coordinates(self.scene, item.position_at([time_s])[0], time_s) for item in items)
+        offset = one - two
+        if max(abs(offset[0]), abs(offset[2])) < MIN_OFFSET_M:
+            return None
+        names = {"left": "left of it", "right": "right of it", "towards the camera": "in front of it", "away from the camera": "behind it"}
+        direction = _dominant(offset[0], offset[2])
+        if direction is None:
+            return None
+        text = f"As seen by the camera, where is {{0}} relative to {{1}} in the {moment} frame? In front means nearer to the camera."
+        return text, items, [*names.values(), "above it"], names[direction]
+
+    def _turn(self, item: SceneObject):
+        options = ["clockwise", "counter-clockwise", NOT_TURNING, "first one way, then the other"]
+        # Positive yaw is clockwise seen from above (world4d_scene).
+        answer = NOT_TURNING if not item.yaw_rate_deg_s else options[0] if item.yaw_rate_deg_s > 0 else options[1]
+        return "Which way does {0} turn about its vertical axis, seen from above?", [item], options, answer
+
+    def _travel(self, item: SceneObject):
+        answer = direction_of_travel(self.scene, item) if item.translates else NOT_MOVING
+        if answer is None:
+            return None
+        others = self.sample([direction for direction in DIRECTIONS_DEG if direction != answer], 2 if item.translates else 3)
+        text = "Which way does {0} move over the floor, seen from where the camera is in the first frame?"
+        return text, [item], list(dict.fromkeys([answer, *others, NOT_MOVING])), answer
+
+    def rotational(self):
+        turning = [item for item in self.scene.objects if item.yaw_rate_deg_s]
+        if not turning:
+            return None
+        item = self.pick(turning)
+        if self.rng.random() < 0.7:
+            return self._turn(item)
+        turn = abs(item.yaw_rate_deg_s) * self.scene.duration_s
+        return "By how many degrees does {0} turn during the video?", [item], [f"{_number(turn)}°" for turn in TURNS_DEG], f"{_number(turn)}°"
+
+    def translational(self):
+        moving = [item for item in self.scene.objects if item.translates]
+        return self._travel(self.pick(moving)) if moving else None
+
+    def false_positives(self):
+        nothing = [(self._travel, item) for item in self.scene.objects if not item.translates]
+        nothing += [(self._turn, item) for item in self.scene.objects if not item.yaw_rate_deg_s]
+        if not nothing:
+            return None
+        ask, item = self.pick(nothing)
+        return ask(item)
+
+    def counting(self):
+        item, form = self.pick(self.scene.objects), self.pick(range(3))
+        others = [other for other in self.scene.objects if other is not item]
+        if form == 0:
+            truth, least = sum(other.shape == item.shape for other in others) + 1, 1
+            text = "Counting {0} itself, how many objects have the shape of {0}?"
+        elif form == 1:
+            truth, least = sum(other.color == item.color for other in others) + 1, 1
+            text = "Counting {0} itself, how many objects have the colour of {0}?"
+        else:
+            truth, least = sum(other.translates for other in others), 0
+            text = "Apart from {0}, how many objects move to another place?"
+        lowest = truth - self.pick(range(min(3, truth - least) + 1))
+        return text, [item], [str(lowest + i) for i in range(4)], str(truth)
+
+    def speed(self):
+        moving = [item for item in self.scene.objects if item.translates]
+        if not moving:
+            return None
+        item = self.pick(moving)
+        if item.motion == "accelerate":
+            text, truth, unit = "What is the acceleration of {0}, which starts from rest?", float(np.linalg.norm(item.acceleration)), "m/s²"
+        else:
+            text, truth, unit = "What is the speed of {0}?", float(np.linalg.norm(item.velocity)), "m/s"
+        values = _ladder(self.rng, truth, 2.0, 0.0125, 51.2)
+        return text, [item], [f"{_number(value)} {unit}" for value in values], f"{_number(truth)} {unit}"
+
+    def path_length(self):
+        moving = [item for item in self.scene.objects if item.translates]
+        if not moving:
+            return None
+        item = self.pick(moving)
+        truth = travelled_m(item, self.scene.duration_s)
+        values = _fine_ladder(self.rng, truth)
+        text = "How far does {0} travel from the first frame to the last?"
+        return text, [item], [f"{_number(value)} m" for value in values], f"{_number(truth)} m"
+
+    def timebench(self):
+        duration = self.scene.duration_s
+        # The paper's options are 1/4 to 4 times the truth, so the middle one is always right: whoever trains on that learns to read no clock.
+        # In training the truth stands on any rung; validation and test follow the paper.
+        values = _ladder(self.rng, duration, 2.0, 0, math.inf) if self.split == "train" else [duration * factor for factor in TIMEBENCH_FACTORS]
+        return "How many seconds have passed in the input video?", [], [_number(value) for value in values], _number(duration)
+
+
+_ASK = (
+    _Asker.grounding,
+    _Asker.measurement,
+    _Asker.relation,
+    _Asker.rotational,
+    _Asker.counting,
+    _Asker.translational,
+    _Asker.false_positives,
+    _Asker.speed,
+    _Asker.path_length,
+    _Asker.timebench,
+)
+
+
+def first_frame_boxes(scene: Scene, size_px: int) -> dict[int, list[float]]:
+    """Object index -> [x1, y1, x2, y2] round its visible pixels in the first frame, in pixels of a `size_px` video; x2 and y2 are exclusive edges."""
+    mask = instance_masks(scene, [0.0], size_px)[0]
+    boxes = {}
+    for k in range(len(scene.objects)):
+        rows, columns = np.nonzero(mask == k)
+        if len(rows):
+            boxes[k] = [float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)]
+    return boxes
+
+
+def scene_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
+    """At most one question of each task about a scene, in the order of `TASKS`.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`; enters the random stream, and decides TimeBench's options.
+        size_px: side of the video in pixels, for the boxes of the regions.
+    Returns: dicts with `task`, `question` (objects as <obj_N>), `question_raw` (objects by name), `options` (shuffled), `answer` (the text of one
+        option) and `regions` ({"name", "box"} of every <obj_N>, first frame).
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
+    asker, boxes, rows = _Asker(scene, split), first_frame_boxes(scene, size_px), []
+    for task, ask in zip(TASKS, _ASK, strict=True):
+        asked = ask(asker)
+        if asked is None:
+            continue
+        text, items, options, answer = asked
+        rows.append(
+            {
+                "task": task,
+                "question": text.format(*(f"<obj_{n + 1}>" for n in range(len(items)))),
+                "question_raw": text.format(*(f"the {item.name}" for item in items)),
+                "options": asker.sample(options, len(options)),
+                "answer": answer,
+                "regions": [{"name": f"obj_{n + 1}", "box": boxes[scene.objects.index(item)]} for n, item in enumerate(items)],
+            }
+        )
+    return rows
