@@ -21,3 +21,9 @@ def shared_dir() -> Path:
     if not (root / "parity").is_dir():
         pytest.skip("reference tensors and assets are not here; set RGPT4D_SHARED to their folder to run this test")
     return root
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--record-trajectories", action="store_true", help="write the losses of the trajectory tests instead of checking them"
+    )

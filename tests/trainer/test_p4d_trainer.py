@@ -1,0 +1,302 @@
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors import safe_open
+from torch.utils.data import SequentialSampler
+
+from modeling_rgpt4d import RGPT4DForConditionalGeneration
+from modeling_rgpt4d.perception_decoder import PerceptionDecoder
+from trainer import GroundTruthTeacher, P4DCollator, P4DConfig, P4DTrainer, PerceptionPictures
+from trainer.losses import explicit_distillation_loss, latent_distillation_loss
+
+NUM_FRAMES = 4
+LLM_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@pytest.fixture
+def make_trainer(make_model, processor, rows, tmp_path):
+    """`make_trainer(teacher=..., **P4DConfig settings)`: the rows in their order, one CPU process, no dropout, no decay."""
+
+    def make(teacher=None, model=None, truth=None, train_rows=None, peft_config=None, **settings):
+        train_rows = rows if train_rows is None else train_rows
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "trainable": ["vision", "projector", "llm"],
+            "decoder_hidden_size": 16,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "train_sampling_strategy": "sequential",
+        }
+        if peft_config is not None:
+            del defaults["trainable"]
+        args = P4DConfig(**{**defaults, **settings})
+        dataset = Dataset.from_dict({"index": range(len(train_rows))})
+        return P4DTrainer(
+            model or make_model(),
+            args,
+            teacher=teacher,
+            train_dataset=dataset.with_transform(lambda batch: {"row": [train_rows[i] for i in batch["index"]]}),
+            processing_class=processor,
+            data_collator=RowCollator(P4DCollator(processor, NUM_FRAMES, truth)),
+            peft_config=peft_config,
+        )
+
+    return make
+
+
+class RowCollator:
+    """The rows hold arrays, which `datasets` would copy into its table; they travel behind an index instead."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, examples):
+        return self.collate([example.get("row", example) for example in examples])
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer._core(trainer.model).state_dict().items()}
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_sampling_is_sequential(make_trainer):
+    sampler = make_trainer().get_train_dataloader().base_dataloader.sampler
+    assert isinstance(sampler, SequentialSampler)
+
+
+def test_loss_is_equation_a8(make_trainer, teacher, rows, processor):
+    trainer = make_trainer(teacher, alpha=0.5, beta=0.1)
+    batch = P4DCollator(processor, NUM_FRAMES)(rows[:4])
+    trainer.model.eval()
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        sft = trainer.model(**batch).loss
+        hidden = trainer.model.model(**{k: v for k, v in batch.items() if k != "labels"}).last_hidden_state
+        mask = batch["input_ids"] == trainer.model.config.video_token_id
+        latents = trainer.perception_decoder(hidden[mask].view(2, NUM_FRAMES, 2, 2, -1))
+        targets = teacher.perceive(batch["pixel_values_videos"], [0.5] * 3, [0.5] * 3)
+        ld = latent_distillation_loss(latents, targets.latents)
+        lambdas = {"depth": 1.0, "flow": 0.1, "motion": 0.05, "camray": 0.05}
+        signals = teacher.decode(latents, tuple(lambdas))
+        ed, _ = explicit_distillation_loss(signals, targets.signals, lambdas)
+    torch.testing.assert_close(loss, sft + 0.5 * ld + 0.1 * ed)
+    assert ld > 0 and ed > 0
+
+
+def test_without_teacher_loss_is_sft_alone(make_trainer, rows, processor):
+    trainer = make_trainer()
+    batch = P4DCollator(processor, NUM_FRAMES)(rows[:4])
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch).loss)
+
+
+def test_zero_weights_train_the_same_student_as_sft(make_trainer, teacher, tmp_path):
+    plain, distilled = make_trainer(), make_trainer(teacher, alpha=0.0, beta=0.0, max_grad_norm=0.0)
+    plain.args.max_grad_norm = 0.0
+    plain.train()
+    distilled.train()
+    expected = weights(plain)
+    found = weights(distilled)
+    assert {name for name in found if not name.startswith("perception_decoder.")} == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
+def test_every_term_is_logged_in_its_natural_scale(make_trainer, teacher):
+    one, two = make_trainer(teacher), make_trainer(teacher, gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    one.train()
+    two.train()
+    for name in ("loss_sft", "loss_ld", "loss_ed", "loss_depth", "loss_flow", "loss_motion", "loss_camray"):
+        assert len(logged(one, name)) == 2, name
+        assert logged(one, name)[0] > 0, name
+    # one video in each micro-batch of two: the mean of the micro-batches is the mean of the videos
+    assert logged(two, "loss_ld")[0] == pytest.approx(logged(one, "loss_ld")[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("order", [range(8), (0, 2, 4, 1, 6, 3, 5, 7)])
+def test_accumulation_of_2x4_equals_1x8(make_trainer, teacher, rows, order):
+    rows = [rows[i] for i in order]  # the second order has 3 videos in one micro-batch and 1 in the other
+    whole = make_trainer(teacher, train_rows=rows, per_device_train_batch_size=8, max_steps=1)
+    parts = make_trainer(teacher, train_rows=rows, gradient_accumulation_steps=2, max_steps=1)
+    parts.perception_decoder.load_state_dict(whole.perception_decoder.state_dict())
+    whole.train()
+    parts.train()
+    assert logged(parts, "loss")[0] == pytest.approx(logged(whole, "loss")[0], rel=1e-5)
+    assert logged(parts, "grad_norm")[0] == pytest.approx(logged(whole, "grad_norm")[0], rel=1e-4)
+
+
+def test_batch_without_video_trains_on_its_text(make_trainer, teacher, rows):
+    trainer = make_trainer(teacher, train_rows=[rows[1], rows[3], rows[5], rows[7]], max_steps=1)
+    trainer.train()
+    assert logged(trainer, "loss")[0] == pytest.approx(logged(trainer, "loss_sft")[0], rel=1e-5)
+    assert not logged(trainer, "loss_ld")
+
+
+@pytest.mark.parametrize("trainable", [["projector", "llm"], ["llm"], ["vision"]])
+def test_only_trainable_parts_change(make_trainer, teacher, make_model, trainable):
+    before = make_model().state_dict()
+    trainer = make_trainer(teacher, trainable=trainable, max_steps=1)
+    trainer.train()
+    names = {"vision": "model.vision_tower.", "projector": "model.multi_modal_projector.", "llm": "model.language_model."}
+    after = weights(trainer)
+    for part, prefix in names.items():
+        changed = any(not torch.equal(after[name], before[name]) for name in before if name.startswith(prefix))
+        assert changed == (part in trainable), part
+
+
+def test_subset_of_terms_trains_and_runs_no_other_head(make_trainer, teacher):
+    trainer = make_trainer(teacher, signals=["depth"], distill_latent=False, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "loss_ld") == [0.0]
+    assert logged(trainer, "loss_depth") and not logged(trainer, "loss_flow")
+    trainer = make_trainer(teacher, signals=[], max_steps=1)
+    trainer.train()
+    assert logged(trainer, "loss_ed") == [0.0] and logged(trainer, "loss_ld")[0] > 0
+
+
+def test_ground_truth_teacher_trains_on_what_the_batch_carries(make_trainer, teacher):
+    shapes = {"depth": (1, 4, 16, 16), "flow": (2, 4, 16, 16), "motion": (1, 4, 16, 16), "camray": (6, 4, 2, 2)}
+
+    def truth(row, seconds):
+        return {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+
+    trainer = make_trainer(GroundTruthTeacher(teacher), truth=truth, distill_latent=False, max_steps=20)
+    trainer.train()
+    assert logged(trainer, "loss_depth")[-1] < logged(trainer, "loss_depth")[0]
+    with pytest.raises(ValueError, match="distill_latent"):
+        make_trainer(GroundTruthTeacher(teacher), truth=truth).train()
+
+
+def test_exported_model_holds_no_training_module(make_trainer, teacher, tmp_path, make_model):
+    trainer = make_trainer(teacher, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    expected = set(make_model().state_dict())
+    for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "final"):
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            assert set(file.keys()) == expected
+        assert not (folder / "README.md").exists()
+        decoder = PerceptionDecoder.from_pretrained(folder / "perception_decoder")
+        assert decoder.config == trainer.perception_decoder.config
+    for name, value in trainer.perception_decoder.state_dict().items():
+        assert torch.equal(decoder.state_dict()[name], value)
+
+
+def test_exported_model_answers_as_the_trained_one(make_trainer, teacher, tmp_path, rows, processor):
+    trainer = make_trainer(teacher)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    model = RGPT4DForConditionalGeneration.from_pretrained(tmp_path / "final")
+    batch = P4DCollator(processor, NUM_FRAMES)(rows[:4])
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch).logits, trainer.model.eval()(**batch).logits)
+
+
+def test_resume_repeats_the_unbroken_run(make_trainer, teacher, tmp_path):
+    unbroken = make_trainer(teacher, max_steps=4, output_dir=str(tmp_path / "unbroken"))
+    start = {name: value.clone() for name, value in unbroken.perception_decoder.state_dict().items()}
+    unbroken.train()
+    first = make_trainer(teacher, max_steps=4, save_strategy="steps", save_steps=2)
+    first.perception_decoder.load_state_dict(start)
+    first.train()
+    resumed = make_trainer(teacher, max_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert logged(resumed, "loss")[-2:] == logged(unbroken, "loss")[-2:]
+    expected = weights(unbroken)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_resume_of_a_run_without_teacher_is_refused(make_trainer, teacher, tmp_path):
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(ValueError, match="without a teacher"):
+        make_trainer(teacher).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_lora_trains_adapters_and_decoder(make_trainer, teacher, tmp_path):
+    trainer = make_trainer(
+        teacher, peft_config=LoraConfig(r=2, target_modules=LLM_LINEARS), save_strategy="steps", save_steps=2
+    )
+    decoder_before = {name: value.clone() for name, value in trainer.perception_decoder.state_dict().items()}
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("lora_" in name or name.startswith("perception_decoder.") for name in changed)
+    assert any("lora_" in name for name in changed)
+    assert any(not torch.equal(value, decoder_before[name]) for name, value in trainer.perception_decoder.state_dict().items())
+    with safe_open(tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors", "pt") as file:
+        assert all("lora_" in key for key in file.keys())
+
+
+def test_gradient_checkpointing_gives_the_same_loss(make_trainer, teacher):
+    plain, checkpointed = make_trainer(teacher), make_trainer(teacher, gradient_checkpointing=True)
+    checkpointed.perception_decoder.load_state_dict(plain.perception_decoder.state_dict())
+    plain.train()
+    checkpointed.train()
+    assert logged(checkpointed, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-5)
+
+
+def test_frames_that_do_not_fit_the_teacher_are_refused(make_trainer, teacher, processor, rows):
+    trainer = make_trainer(teacher)
+    trainer.data_collator = RowCollator(P4DCollator(processor, num_frames=6))
+    with pytest.raises(ValueError, match="6 frames"):
+        trainer.train()
+
+
+def test_pictures_are_drawn_at_the_chosen_steps(make_trainer, teacher, rows, tmp_path):
+    trainer = make_trainer(teacher)
+    trainer.add_callback(PerceptionPictures(trainer, rows[0], [0, 2], tmp_path / "pictures"))
+    before = {name: value.clone() for name, value in weights(trainer).items()}
+    trainer.perceive([rows[0]])
+    assert trainer.model.training
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+    trainer.train()
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["perception_step_000000.png", "perception_step_000002.png"]
+    with pytest.raises(ValueError, match="needs a trainer with a teacher"):
+        PerceptionPictures(make_trainer(), rows[0], [0], tmp_path)
+
+
+def test_missing_collator_is_named(make_model, processor, tmp_path):
+    args = P4DConfig(str(tmp_path), bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match="P4DCollator"):
+        P4DTrainer(make_model(), args, train_dataset=Dataset.from_dict({"messages": [[]]}), processing_class=processor)
+
+
+TRAJECTORIES = {
+    "sft": {"alpha": 0.0, "beta": 0.0},
+    "latent": {"alpha": 0.5, "beta": 0.0},
+    "explicit": {"alpha": 0.0, "beta": 0.1},
+    "lora": {"alpha": 0.5, "beta": 0.1, "peft_config": LoraConfig(r=2, target_modules=LLM_LINEARS)},
+}
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_losses_follow_the_recorded_trajectory(make_trainer, teacher, name, request):
+    """Guards against silent change. After a wanted change: `pytest -k trajectory --record-trajectories`."""
+    trainer = make_trainer(teacher, max_steps=20, per_device_train_batch_size=2, num_train_epochs=5, **TRAJECTORIES[name])
+    trainer.train()
+    losses = logged(trainer, "loss")
+    file = request.path.parent.parent / "artifacts" / "p4d_trajectories.json"
+    recorded = json.loads(file.read_text()) if file.exists() else {}
+    if request.config.getoption("--record-trajectories"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({**recorded, name: [round(loss, 6) for loss in losses]}, indent=1) + "\n")
+    else:
+        assert losses == pytest.approx(recorded[name], rel=2e-3)
