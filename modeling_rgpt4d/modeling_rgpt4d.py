@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs, output_capturing, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_rgpt4d import RGPT4DConfig
@@ -28,6 +28,10 @@ except ImportError:  # transformers 5.17 does not have it yet
     def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
         return hidden_states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
 
+
+# A tower can be asked for the one hidden state that is projected. In transformers 5.17 such a list counts layers from
+# 0 and not hidden states, and would silently give the wrong one: all are kept there.
+CAN_SELECT_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
 
 MICROSECONDS = 1e-6
 
@@ -277,8 +281,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             )
         layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layer = self.config.hidden_state_index(layer)
-        # Given a list, the tower keeps those hidden states only
-        kwargs["output_hidden_states"] = kwargs.get("output_hidden_states") or [layer]
+        if not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = [layer] if CAN_SELECT_HIDDEN_STATES else True
         # A frozen tower gets no graph. Asking for it by `requires_grad` is not enough: gradient checkpointing makes
         # the outputs of all embeddings require a gradient, this tower's too, and would then recompute the whole tower
         # in the backward pass.

@@ -133,6 +133,7 @@ def test_config_survives_a_round_trip(tmp_path):
     config = tiny_config(projector_type="mlp_downsample", time_cue="none", tpe_layout="halves", vision_feature_layer=-1)
     config.save_pretrained(tmp_path)
     assert RGPT4DConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert (tmp_path / "configuration_rgpt4d.py").is_file()
 
 
 def test_config_accepts_config_objects_and_keeps_them():
@@ -402,7 +403,11 @@ def test_encoder_outputs_equal_pixels(model):
             "video": model.get_video_features(pixels["pixel_values_videos"], pixels["video_timestamps"]),
         }
     assert torch.equal(logits_of(model, **sample, mm_encoder_outputs=encoded), expected)
-    assert encoded.keys() == {"image", "video"}  # the caller's dict is left alone
+    # one modality may come encoded and the other as pixels; the caller's dict is left alone
+    del encoded["image"]
+    pixel_values = pixels["pixel_values"]
+    assert torch.equal(logits_of(model, **sample, pixel_values=pixel_values, mm_encoder_outputs=encoded), expected)
+    assert encoded.keys() == {"video"}
 
 
 def test_embeddings_instead_of_ids_give_the_same(model):

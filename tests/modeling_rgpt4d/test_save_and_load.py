@@ -138,6 +138,7 @@ def test_headless_base_loads_from_the_same_folder(model, inputs, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP | {
         "AutoModel": "modeling_rgpt4d.RGPT4DModel"
     }
+    assert RGPT4DConfig.from_pretrained(tmp_path).auto_map["AutoModel"] == "modeling_rgpt4d.RGPT4DModel"
     base, report = RGPT4DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     with torch.no_grad():
