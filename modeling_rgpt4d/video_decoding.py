@@ -322,7 +322,7 @@ def _decode_file(file: _VideoFile, sample: _Sampling) -> DecodedVideo:
     if not pts or None in pts or len(set(pts)) != len(pts):
         raise ValueError(f"{file.name}: its frames carry no usable times; convert it to mp4, for example with ffmpeg")
     with file.open() as (container, stream):
-        everything = [(0, len(packets.pts))]
+        everything = [(0, len(packets.pts) + 1)]
         of_file = _packets_of(container, stream)
         video = _decode_sample(file, stream, of_file, lambda _: everything, sorted(pts), packets.last_duration, sample)
     if video is None:
@@ -434,6 +434,7 @@ def _decode_ranges(stream, packets: Iterable, ranges: list[tuple[int, int]]) -> 
             if start is None:
                 return
             stream.codec_context.flush_buffers()
+    yield from stream.codec_context.decode(None)  # the last range ends with the file
 
 
 def _upright(frame, name: str) -> np.ndarray:

@@ -67,8 +67,6 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        if self.do_resize and not (self.size and self.size.height and self.size.width):
-            raise ValueError(f"size must be {{'height': ..., 'width': ...}} in pixels, got {self.size}")
 
     def preprocess(self, videos: Any, **kwargs) -> BatchFeature:
         """Turn videos into model inputs.
@@ -78,7 +76,8 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
                 or of arrays `(H, W, 3)` is one video.
             regions (`list`, *optional*): for each video None or its list of regions, in pixels of its own frames.
             video_metadata (`list`, *optional*): for each video a dict or `VideoMetadata` whose `fps` is the frame rate of
-                an array or folder and whose `frames_indices` tells which source frames an array holds, if it was sampled.
+                an array or folder and whose `frames_indices` tells which source frames an array holds, if it was sampled;
+                `{}` for a video file.
             num_frames, fps, do_sample_frames, size and the other options of the class.
             return_tensors (`str`, *optional*): "pt", or "np" as without it.
 
@@ -103,6 +102,9 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         if "num_frames" in kwargs:
             options["fps"] = None
         options = self._standardize_kwargs(**{**options, **kwargs})
+        size = options["size"]
+        if options["do_resize"] and not (size and size.height and size.width):
+            raise ValueError(f"size must be {{'height': ..., 'width': ...}} in pixels, got {size}")
         videos = flatten_videos(videos)
         regions = per_video(options["regions"], videos, "regions")
         metadata = per_video(options["video_metadata"], videos, "video_metadata")
@@ -195,7 +197,7 @@ def per_video(values: Any, videos: Sequence, what: str) -> list:
     if len(videos) == 1 and values and isinstance(values[0], dict) and what == "regions":
         return [values]
     if len(values) != len(videos):
-        raise ValueError(f"{what}: got {len(values)} entries for {len(videos)} videos; give one for each, None where there is none")
+        raise ValueError(f"{what}: got {len(values)} entries for {len(videos)} videos; give one for each")
     return values
 
 
