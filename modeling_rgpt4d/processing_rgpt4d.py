@@ -204,7 +204,11 @@ class RGPT4DProcessor(ProcessorMixin):
         if audio is not None:
             raise ValueError("4D-RGPT has no audio input; leave out audio")
         videos = None if videos is None else flatten_videos(videos)
-        images = None if images is None else make_flat_list_of_images(self.image_processor.fetch_images(_without_empty(images)))
+        images = (
+            None
+            if images is None
+            else make_flat_list_of_images(self.image_processor.fetch_images(_without_empty(images)))
+        )
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
             if not all(isinstance(sample, str) for sample in text):
@@ -225,7 +229,9 @@ class RGPT4DProcessor(ProcessorMixin):
     def _check_text(self, text: list[str], images: list, videos: list, regions: list, image_regions: list, marked: Any):
         """Placeholders match the media, and every name in a text is given by its own media."""
         if marked is not None and len(marked) != len(text):
-            raise ValueError(f"marked: got {len(marked)} entries for {len(text)} texts; give one for each, None where none is")
+            raise ValueError(
+                f"marked: got {len(marked)} entries for {len(text)} texts; give one for each, None where none is"
+            )
         remaining = {}
         for token, media, what in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
             counts = [len(re.findall(UNMARKED + re.escape(token), sample)) for sample in text]
@@ -235,7 +241,9 @@ class RGPT4DProcessor(ProcessorMixin):
         regions, image_regions = iter(regions), iter(image_regions)
         for i, sample in enumerate(text):
             if re.search(UNMARKED + re.escape(self.frame_end_placeholder), sample):
-                raise ValueError(f"a text holds {self.frame_end_placeholder}, which the processor itself inserts; remove it")
+                raise ValueError(
+                    f"a text holds {self.frame_end_placeholder}, which the processor itself inserts; remove it"
+                )
             given = {region_name(name) for name in (marked[i] or [] if marked is not None else [])}
             for iterator, count in ((regions, remaining["videos"][i]), (image_regions, remaining["images"][i])):
                 for _ in range(count):
@@ -273,7 +281,10 @@ class RGPT4DProcessor(ProcessorMixin):
             return torch.where(input_ids == old, new, input_ids)
         if isinstance(input_ids, np.ndarray) and input_ids.dtype != object:
             return np.where(input_ids == old, new, input_ids)
-        return [self._end_frames(ids) if not isinstance(ids, int | np.integer) else new if ids == old else ids for ids in input_ids]
+        return [
+            self._end_frames(ids) if not isinstance(ids, int | np.integer) else new if ids == old else ids
+            for ids in input_ids
+        ]
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """Tokens that media of given sizes take, which vLLM asks before it has seen any.
@@ -328,7 +339,12 @@ def _read_conversations(conversation: Any) -> tuple[list, dict]:
                 message["content"] = [_read_block(block, regions, metadata, names) for block in content]
             clean[-1].append(message)
         marked.append(names)
-    media = {"regions": regions["video"], "image_regions": regions["image"], "marked": marked, "video_metadata": metadata}
+    media = {
+        "regions": regions["video"],
+        "image_regions": regions["image"],
+        "marked": marked,
+        "video_metadata": metadata,
+    }
     return (clean if is_batched else clean[0]), {key: values for key, values in media.items() if any(values)}
 
 
@@ -348,7 +364,9 @@ def _read_block(block: Any, regions: dict, metadata: list, marked: list) -> dict
         raise ValueError(f"a message holds blocks of type text, image or video, got {kind!r}")
     unknown = sorted(set(block) - {"type", *SOURCE_KEYS[kind], *OTHER_KEYS[kind]})
     if unknown:
-        raise ValueError(f"a block of type {kind} has unknown keys {unknown}; expected {(*SOURCE_KEYS[kind], *OTHER_KEYS[kind])}")
+        raise ValueError(
+            f"a block of type {kind} has unknown keys {unknown}; expected {(*SOURCE_KEYS[kind], *OTHER_KEYS[kind])}"
+        )
     sources = [key for key in SOURCE_KEYS[kind] if key in block]
     if len(sources) > 1:
         raise ValueError(f"a block of type {kind} has several sources {sources}; give one")

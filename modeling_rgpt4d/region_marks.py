@@ -131,7 +131,9 @@ def draw_marks(image: Image.Image, regions: Iterable[dict], source: str = "the p
     for region, (left, top, right, bottom), font in _place_labels(regions, width, height, line, source):
         colour = colour_of(region["name"])
         draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
-        draw.text(((left + right) / 2, (top + bottom) / 2), _label(region), fill=_text_colour(colour), font=font, anchor="mm")
+        draw.text(
+            ((left + right) / 2, (top + bottom) / 2), _label(region), fill=_text_colour(colour), font=font, anchor="mm"
+        )
     return picture
 
 
@@ -149,7 +151,9 @@ def check_regions(regions: Iterable[dict], size: tuple[int, int], source: str = 
     checked, seen = [], set()
     for i, region in enumerate(regions):
         if not isinstance(region, dict):
-            raise ValueError(f"{source}: region {i} must be a dict with 'name' and one of {REGION_KINDS}, got {region!r}")
+            raise ValueError(
+                f"{source}: region {i} must be a dict with 'name' and one of {REGION_KINDS}, got {region!r}"
+            )
         region = {key: value for key, value in region.items() if value is not None}
         try:
             name = region_name(region.get("name"))
@@ -157,7 +161,9 @@ def check_regions(regions: Iterable[dict], size: tuple[int, int], source: str = 
             raise ValueError(f"{source}: region {i}: {error}") from None
         unknown = sorted(set(region) - {"name", *REGION_KINDS})
         if unknown:
-            raise ValueError(f"{source}: region {name} has unknown keys {unknown}; expected 'name' and one of {REGION_KINDS}")
+            raise ValueError(
+                f"{source}: region {name} has unknown keys {unknown}; expected 'name' and one of {REGION_KINDS}"
+            )
         kinds = [kind for kind in REGION_KINDS if kind in region]
         if len(kinds) != 1:
             raise ValueError(f"{source}: region {name} must have exactly one of {REGION_KINDS}, got {kinds or 'none'}")
@@ -220,7 +226,9 @@ def _eroded(mask: np.ndarray, radius: int) -> np.ndarray:
     for axis in (0, 1):
         sums = np.cumsum(np.pad(mask, [(radius + 1, radius) if a == axis else (0, 0) for a in (0, 1)]), axis=axis)
         window = 2 * radius + 1
-        mask = (np.take(sums, range(window, sums.shape[axis]), axis) - np.take(sums, range(mask.shape[axis]), axis)) == window
+        mask = (
+            np.take(sums, range(window, sums.shape[axis]), axis) - np.take(sums, range(mask.shape[axis]), axis)
+        ) == window
     return mask
 
 

@@ -197,7 +197,9 @@ class _FolderOfFrames(Sequence):
         self.name = name
         files = (f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES and not f.name.startswith("."))
         # Departs from NVILA, which sorts the plain names: without leading zeros "10" would come before "2" there.
-        self.files = sorted(files, key=lambda f: [(int(s), s) if s.isdigit() else (-1, s) for s in re.split(r"(\d+)", f.name)])
+        self.files = sorted(
+            files, key=lambda f: [(int(s), s) if s.isdigit() else (-1, s) for s in re.split(r"(\d+)", f.name)]
+        )
         if not self.files:
             raise ValueError(f"{name}: the folder holds no frames; expected pictures ({', '.join(FRAME_SUFFIXES)})")
 
@@ -410,7 +412,9 @@ def _decode_sample(
             raise ValueError(f"{file.name}: the frame at {at_s:.3f} s is damaged; expected a whole video")
         picture = _upright(frame, file.name)
         if source_size is not None and picture.shape[:2] != source_size:
-            raise ValueError(f"{file.name}: the size of its frames changes on the way; all frames of a video have one size")
+            raise ValueError(
+                f"{file.name}: the size of its frames changes on the way; all frames of a video have one size"
+            )
         source_size = picture.shape[:2]
         for position in positions[frame.pts]:
             taken[position] = sample.apply(picture, position)

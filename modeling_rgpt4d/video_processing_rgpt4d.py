@@ -95,7 +95,9 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
             raise ValueError(f"{type(self).__name__} has no {refused}; it resizes whole frames on the CPU")
         validate_typed_dict(self.valid_kwargs, kwargs)
         if "num_frames" in kwargs and "fps" in kwargs:
-            raise ValueError("give either num_frames or fps, which is a number of frames per second of the video, not both")
+            raise ValueError(
+                "give either num_frames or fps, which is a number of frames per second of the video, not both"
+            )
         options = {key: getattr(self, key, None) for key in self.valid_kwargs.__annotations__}
         if kwargs.get("do_sample_frames") is False and ("num_frames" in kwargs or "fps" in kwargs):
             raise ValueError("do_sample_frames=False takes all frames; leave out num_frames and fps")
@@ -122,7 +124,9 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         table = self._value_table(options)
         for i, video in enumerate(decoded):
             for channel in range(3):
-                np.take(table[channel], video.frames[..., channel], out=pixels[i, : len(video.frames), channel], mode="clip")
+                np.take(
+                    table[channel], video.frames[..., channel], out=pixels[i, : len(video.frames), channel], mode="clip"
+                )
             timestamps[i, : len(video.frames)] = video.timestamps
         outputs = BatchFeature(
             {"pixel_values_videos": pixels, "video_timestamps": timestamps}, tensor_type=options["return_tensors"]
@@ -168,7 +172,9 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
             table = (table.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
         table = table.astype(np.float32)
         if options["do_normalize"]:
-            mean, std = (np.broadcast_to(np.float32(options[key]), (3,))[:, None] for key in ("image_mean", "image_std"))
+            mean, std = (
+                np.broadcast_to(np.float32(options[key]), (3,))[:, None] for key in ("image_mean", "image_std")
+            )
             table = (table - mean) / std
         return table
 

@@ -34,7 +34,9 @@ def test_pixels_equal_nvila(shared_dir, case, names):
     safetensors = pytest.importorskip("safetensors.torch")
     reference = safetensors.load_file(shared_dir / "parity/nvila/refs/vision_70.safetensors")[f"{case}/pixel_values"]
     inputs = shared_dir / "parity/nvila/refs/inputs"
-    outputs = RGPT4DImageProcessor(size={"height": 70, "width": 70})([str(inputs / n) for n in names], return_tensors="pt")
+    outputs = RGPT4DImageProcessor(size={"height": 70, "width": 70})(
+        [str(inputs / n) for n in names], return_tensors="pt"
+    )
     torch.testing.assert_close(outputs["pixel_values"], reference.float(), rtol=0, atol=5e-4)  # kept in float16
 
 

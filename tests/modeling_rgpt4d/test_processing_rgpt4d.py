@@ -40,7 +40,9 @@ def mp4(tmp_path_factory) -> str:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(20):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 10 * i, np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 10 * i, np.uint8), format="rgb24"))
+            )
         container.mux(stream.encode(None))
     return path
 
@@ -181,7 +183,9 @@ def test_regions_of_messages_are_drawn(processor, mp4, picture):
     mask[10:40, 20:50] = True
     for region in ({"box": [10, 20, 60, 60]}, {"mask": mask}, {"point": [30, 30]}):
         regions = [{"name": "R1", **region}]
-        messages = ask(video(np.asarray(picture)[None], fps=1, regions=regions), image(picture, regions=regions), "<obj_1>?")
+        messages = ask(
+            video(np.asarray(picture)[None], fps=1, regions=regions), image(picture, regions=regions), "<obj_1>?"
+        )
         outputs = processor.apply_chat_template(messages, **OPTIONS, processor_kwargs={"num_frames": 1})
         drawn = processor.image_processor(draw_marks(picture, regions), return_tensors="pt")["pixel_values"]
         assert torch.equal(outputs["pixel_values"], drawn)

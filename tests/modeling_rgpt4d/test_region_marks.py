@@ -102,7 +102,9 @@ def test_labels_stay_inside_and_never_cover_each_other(width, height):
 
 @pytest.mark.parametrize(("width", "height"), [(224, 224), (640, 360), (3840, 2160), (2160, 2160)])
 def test_labels_are_legible_at_their_own_size_and_as_the_model_sees_them(width, height):
-    boxes, fonts = place([{"name": "obj_1", "box": [width * 0.4, height * 0.4, width * 0.7, height * 0.7]}], width, height)
+    boxes, fonts = place(
+        [{"name": "obj_1", "box": [width * 0.4, height * 0.4, width * 0.7, height * 0.7]}], width, height
+    )
     left, top, right, bottom = boxes[0]
     assert fonts[0].size >= 11
     assert (right - left) * 448 / width >= 40 and (bottom - top) * 448 / height >= 11  # seven letters in 40 pixels
@@ -125,7 +127,9 @@ def test_letters_contrast_with_their_ground_and_lie_on_it(width, height):
         assert np.abs(text - colour_of(name)).sum() > 300
 
 
-@pytest.mark.parametrize("box", [[0, 0, 40, 40], [184, 0, 224, 40], [0, 184, 40, 224], [184, 184, 224, 224], [0, 0, 224, 224]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 40, 40], [184, 0, 224, 40], [0, 184, 40, 224], [184, 184, 224, 224], [0, 0, 224, 224]]
+)
 def test_labels_of_boxes_at_the_border_are_whole(box):
     (left, top, right, bottom), *_ = place([{"name": "obj_1", "box": box}], 224, 224)[0]
     assert 0 <= left and right <= 224 and 0 <= top and bottom <= 224

@@ -27,7 +27,9 @@ def picture(index: int) -> np.ndarray:
     return frame
 
 
-def write_video(path: Path, num_frames=40, codec="libx264", pts=None, unit=Fraction(1, 25), options=None, muxer=None) -> Path:
+def write_video(
+    path: Path, num_frames=40, codec="libx264", pts=None, unit=Fraction(1, 25), options=None, muxer=None
+) -> Path:
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height = WIDTH, HEIGHT
@@ -100,7 +102,9 @@ def test_gif_has_its_own_times(tmp_path):
 
 def test_variable_frame_rate_keeps_true_times(tmp_path):
     pts = np.cumsum(np.random.default_rng(0).integers(1, 200, 40)).tolist()
-    video = decode_video(write_video(tmp_path / "vfr.mp4", 40, pts=pts, unit=Fraction(1, 1000), options={"bf": "2"}), 16)
+    video = decode_video(
+        write_video(tmp_path / "vfr.mp4", 40, pts=pts, unit=Fraction(1, 1000), options={"bf": "2"}), 16
+    )
     expected = (np.array(pts) - pts[0])[uniform_indices(40, 16)] / 1000
     assert indices_seen(video.frames, 40) == uniform_indices(40, 16).tolist()
     np.testing.assert_allclose(video.timestamps, expected, rtol=0, atol=1e-6)
@@ -124,7 +128,9 @@ def test_sample_fps_takes_frames_per_second(mp4):
     [(0, "top left"), (90, "top right"), (180, "bottom right"), (270, "bottom left"), ("mirror", "top right")],
 )
 def test_rotation_flag_is_applied(tmp_path, mp4, turn, corner):
-    a, b, c, d = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0), "mirror": (-1, 0, 0, 1)}[turn]
+    a, b, c, d = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0), "mirror": (-1, 0, 0, 1)}[
+        turn
+    ]
     content = mp4.read_bytes()
     start = content.find(b"tkhd") + 4 + 4 + 20 + 16  # version 0 of the track header: matrix after times, ids and layer
     assert struct.unpack(">9i", content[start : start + 36])[0] == 65536
@@ -177,7 +183,9 @@ def test_only_the_packets_that_are_needed_are_decoded():
     packets = video_decoding._Packets([0, 3, 1, 2, 4, 7, 5, 6], [True] * 8, [True, False, False, False] * 2, None, 1)
     assert packets.ranges([0, 6]) == [(0, 1), (4, 8)]
     assert packets.ranges([2, 4]) == [(0, 5)]
-    open_group = video_decoding._Packets([0, 2, 1, 5, 3, 4], [True] * 6, [True, False, False, True, False, False], None, 1)
+    open_group = video_decoding._Packets(
+        [0, 2, 1, 5, 3, 4], [True] * 6, [True, False, False, True, False, False], None, 1
+    )
     assert open_group.ranges([5]) == [(3, 4)] and open_group.ranges([4]) == [(0, 6)]
 
 
@@ -221,7 +229,12 @@ def test_frames_sampled_before_keep_their_source_times():
 
 
 def test_truncated_files_are_refused(tmp_path, mp4):
-    for name, codec in (("end.mp4", "libx264"), ("clip.webm", "libvpx-vp9"), ("clip.gif", "gif"), ("clip.avi", "mpeg4")):
+    for name, codec in (
+        ("end.mp4", "libx264"),
+        ("clip.webm", "libvpx-vp9"),
+        ("clip.gif", "gif"),
+        ("clip.avi", "mpeg4"),
+    ):
         options = {"cpu-used": "8", "deadline": "realtime"} if codec == "libvpx-vp9" else {}
         whole = write_video(tmp_path / name, 40, codec, options=options)
         cut = tmp_path / f"cut_{name}"
@@ -263,7 +276,9 @@ def write_bad(tmp_path: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["missing.mp4", "empty.mp4", "text.txt", "photo.jpg", "playlist.m3u8", "sound.wav", "folder"])
+@pytest.mark.parametrize(
+    "name", ["missing.mp4", "empty.mp4", "text.txt", "photo.jpg", "playlist.m3u8", "sound.wav", "folder"]
+)
 def test_what_is_no_video_is_refused_by_name(tmp_path, name):
     path = write_bad(tmp_path, name)
     with pytest.raises(ValueError, match=name) as error:

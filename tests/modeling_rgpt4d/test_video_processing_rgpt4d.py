@@ -28,7 +28,9 @@ def mp4(tmp_path_factory) -> str:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(20):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 10 * i, np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 10 * i, np.uint8), format="rgb24"))
+            )
         container.mux(stream.encode(None))
     return path
 
@@ -39,13 +41,17 @@ def test_pixels_equal_nvila(shared_dir):
     frames = shared_dir / "parity/nvila/refs/inputs/frames"
     processor = RGPT4DVideoProcessor(size={"height": 70, "width": 70}, num_frames=4)
     outputs = processor(str(frames), video_metadata=[{"fps": 10}], return_tensors="pt")
-    torch.testing.assert_close(outputs["pixel_values_videos"][0], reference.float(), rtol=0, atol=5e-4)  # kept in float16
+    torch.testing.assert_close(
+        outputs["pixel_values_videos"][0], reference.float(), rtol=0, atol=5e-4
+    )  # kept in float16
 
 
 def test_frames_equal_images_to_the_bit(processor):
     video = noise(4)
     frames = processor(video, video_metadata=[{"fps": 1}], return_tensors="pt")["pixel_values_videos"][0]
-    images = RGPT4DImageProcessor(size=SIZE)([Image.fromarray(frame) for frame in video], return_tensors="pt")["pixel_values"]
+    images = RGPT4DImageProcessor(size=SIZE)([Image.fromarray(frame) for frame in video], return_tensors="pt")[
+        "pixel_values"
+    ]
     assert frames.dtype == torch.float32 and torch.equal(frames, images)
 
 
@@ -136,7 +142,10 @@ def test_different_sizes_without_resize_are_refused(processor):
     metadata = [{"fps": 1}, {"fps": 1}]
     with pytest.raises(ValueError, match="one size"):
         processor([noise(4), noise(4, 30, 30)], video_metadata=metadata, do_resize=False)
-    assert processor([noise(4)], video_metadata=metadata[:1], do_resize=False)["pixel_values_videos"].shape[-2:] == (80, 100)
+    assert processor([noise(4)], video_metadata=metadata[:1], do_resize=False)["pixel_values_videos"].shape[-2:] == (
+        80,
+        100,
+    )
 
 
 def test_metadata_is_returned_on_request(processor, mp4):
