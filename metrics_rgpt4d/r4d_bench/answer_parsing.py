@@ -30,7 +30,8 @@ Value rules, in order:
                     ("front left" hides "left"), and "not left" is no "left"
 Texts are compared without case, spaces, quotes and a final period. Options that are a number with or without a unit are
 compared as numbers: 2.36m = "2.36 m" = "2.360 meters", m/s² = m/s^2; the unit must be the same, but a bare number will
-do where all numeric options have one unit. A number that stands with a unit is never taken for an option without one.
+do where all numeric options have one unit. Where the options have none, a reply may add s, m, m/s, m/s² or degrees
+("How many seconds ...?" "8 s"), but a number with a unit inside a longer reply is not taken for an option without one.
 
 A letter always goes before a value. So "B) left" is B even if "left" is the text of A, and a reply that is right by
 its letter is right under both scorings.
@@ -296,6 +297,7 @@ _UNITS = {
     "fps": "fps",
 }
 _UNIT_OF = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings.split()}
+_PLAIN_UNITS = ("s", "m", "m/s", "m/s2", "deg")  # what a question means that names a unit and asks for a bare number
 _LONG_UNITS = (  # spelled over several words; folded to one before numbers are looked for
     (
         re.compile(
@@ -366,6 +368,8 @@ def _equal(text: str, options: list[str]) -> set[int]:
     units = {a[1] for a in amounts if a is not None}
     if amount[1] == "" and len(units) == 1:  # "2.36" where all options are in metres
         amount = (amount[0], next(iter(units)))
+    elif units == {""} and amount[1] in _PLAIN_UNITS:  # "8 s" where the unit stands in the question alone
+        amount = (amount[0], "")
     return {i for i, a in enumerate(amounts) if a == amount}
 
 

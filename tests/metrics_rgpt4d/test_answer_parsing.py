@@ -189,7 +189,9 @@ REPLIES = [
     (COUNTS, "2 or 3", None, None),
     (COUNTS, "4", None, None),
     (TIMES, "19.70", None, "C"),
-    (TIMES, "19.7 seconds", None, None),  # the options have no unit; the parser does not know that they are seconds
+    (TIMES, "19.7 seconds", None, "C"),  # the options have no unit: the question says "how many seconds"
+    (TIMES, "19.7 km", None, None),
+    (TIMES, "The answer is 9.85 s.", None, "B"),
     (TIMES, "B. 9.85", "B", "B"),
     # letters beyond the options, and texts that are letters
     (DIRECTIONS, "E", None, None),
