@@ -520,9 +520,7 @@ def test_logits_to_keep_selects_rows(model):
     sample = video_sample(0)
     logits = logits_of(model, **sample)
     for keep, rows in ((3, slice(-3, None)), (torch.tensor([0, 4, 9]), torch.tensor([0, 4, 9]))):
-        torch.testing.assert_close(
-            logits_of(model, **sample, logits_to_keep=keep), logits[:, rows], atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(logits_of(model, **sample, logits_to_keep=keep), logits[:, rows], atol=1e-6, rtol=0)
 
 
 # --- training ------------------------------------------------------------------------------------------------------
