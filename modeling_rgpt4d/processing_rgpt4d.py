@@ -161,6 +161,13 @@ class RGPT4DProcessor(ProcessorMixin):
 
         Raises: `ValueError` if a block of a message cannot be understood, and as `__call__` does.
         """
+        if kwargs.get("return_assistant_tokens_mask") and not hasattr(
+            ProcessorMixin, "_adjust_assistant_masks_indices"
+        ):
+            # 5.17 forgets that placeholders grow: its masks are shifted or empty, and training would learn from nothing
+            raise ValueError(
+                "return_assistant_tokens_mask needs transformers 5.23 or newer; run `pip install -U transformers`"
+            )
         conversation, media = _read_conversations(conversation)
         processor_kwargs = dict(processor_kwargs or {})
         if tokenize:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.processing_utils import ProcessorMixin
 
 from modeling_rgpt4d.image_processing_rgpt4d import RGPT4DImageProcessor
 from modeling_rgpt4d.processing_rgpt4d import RGPT4DBatchFeature, RGPT4DProcessor
@@ -244,7 +245,7 @@ def test_pictures_that_are_marked_already_need_no_regions(processor, mp4, pictur
 def test_messages_and_options_are_not_changed(processor, mp4, picture):
     messages = ask(video(mp4, regions=[{"name": "R1", "box": [1, 2, 30, 40]}]), image(picture), "Is <R1> fast?")
     before, options = copy.deepcopy(messages), {"num_frames": 2}
-    processor.apply_chat_template(messages, **OPTIONS, processor_kwargs=options, return_assistant_tokens_mask=True)
+    processor.apply_chat_template(messages, **OPTIONS, processor_kwargs=options)
     processor.apply_chat_template(messages)
     assert messages == before and options == {"num_frames": 2}
 
@@ -264,6 +265,13 @@ def test_rows_of_struct_columns_work(processor, mp4):
         assert torch.equal(outputs[key], by_path[key])
 
 
+def test_assistant_mask_of_an_old_transformers_is_refused(processor, monkeypatch):
+    monkeypatch.delattr("transformers.processing_utils.ProcessorMixin._adjust_assistant_masks_indices", raising=False)
+    with pytest.raises(ValueError, match="needs transformers 5.23"):
+        processor.apply_chat_template(ask("Hi"), **OPTIONS, return_assistant_tokens_mask=True)
+
+
+@pytest.mark.skipif(not hasattr(ProcessorMixin, "_adjust_assistant_masks_indices"), reason="needs transformers 5.23")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_assistant_mask_is_exactly_the_answers_and_their_ends(processor, mp4, picture, side):
     first = ask(video(mp4, regions=BOX), "\nIs <R1> fast?") + [{"role": "assistant", "content": "Yes, <R1> is."}]
