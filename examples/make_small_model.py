@@ -1,9 +1,26 @@
-"""Make a small 4D-RGPT with random weights, and a tokenizer learned from given texts: what a laptop can train."""
+"""Make a small 4D-RGPT with random weights, and a tokenizer learned from a data set's texts: what a laptop can train.
 
+    python examples/make_small_model.py --data runs/world4d --output runs/small
+"""
+
+import argparse
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+import torch
+from datasets import load_dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
+
+from datasets_rgpt4d import to_messages
+from modeling_rgpt4d import (
+    RGPT4DConfig,
+    RGPT4DForConditionalGeneration,
+    RGPT4DImageProcessor,
+    RGPT4DProcessor,
+    RGPT4DVideoProcessor,
+)
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<|frame_end|>"]
 
@@ -16,7 +33,12 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: upper bound of the number of tokens; the 256 bytes and 6 special tokens are always there.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Words are cut at spaces and line ends only, so that a number or a JSON key that recurs is one token of its own: a
+    # small model then reads "1.5" as one thing, and questions are short.
+    words = pre_tokenizers.Split(Regex(r" ?[^\s]+|\s"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -33,3 +55,83 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int, width: int, layers: int):
+    """A 4D-RGPT with random weights and its processor: SigLIP of width `width`, 2x2 projector, Qwen2 of width `2 * width`.
+
+    Args:
+        image_size, patch_size: pixels; each frame becomes `(image_size / patch_size / 2) ** 2` tokens.
+        width, layers: of the vision tower; the language model has twice the width and as many layers.
+    """
+    config = RGPT4DConfig(
+        vision_config=SiglipVisionConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            vision_use_head=False,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=2 * width,
+            intermediate_size=6 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 16,
+            num_key_value_heads=width // 32,
+            max_position_embeddings=4096,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        frame_end_token_id=tokenizer.convert_tokens_to_ids("\u010a"),  # the newline, as byte-level BPE writes it
+        projector_type="mlp_downsample",
+        vision_feature_layer=-1,  # all layers are trained from scratch, so none is left out as in NVILA's -2
+    )
+    model = RGPT4DForConditionalGeneration(config)
+    model.generation_config.update(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    size = {"height": image_size, "width": image_size}
+    processor = RGPT4DProcessor(
+        RGPT4DImageProcessor(size=size), RGPT4DVideoProcessor(size=size), tokenizer, frame_grid=config.frame_grid
+    )
+    return model, processor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of a World4D data set; its training texts make the tokenizer")
+    parser.add_argument("--output", required=True, type=Path, help="folder for model, processor and tokenizer")
+    parser.add_argument("--image-size", type=int, default=64, help="side of a frame in pixels (default: %(default)s)")
+    parser.add_argument("--patch-size", type=int, default=8, help="side of a patch in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=96, help="width of the vision tower (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=4, help="layers of each transformer (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=2048, help="tokens at most (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
+    args = parser.parse_args()
+    if args.output.exists():
+        raise SystemExit(f"{args.output} exists; remove it or choose another --output.")
+
+    train = load_dataset(args.data, split="train").remove_columns("video")
+    messages = (message for row in train for message in to_messages({**row, "video": ""}))
+    texts = (block["text"] for message in messages for block in message["content"] if block["type"] == "text")
+    torch.manual_seed(args.seed)
+    model, processor = build_model(
+        build_tokenizer(texts, args.vocab_size), args.image_size, args.patch_size, args.width, args.layers
+    )
+    unfinished = args.output.with_name(f".{args.output.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    unfinished.replace(args.output)
+    print(f"{args.output}: {model.num_parameters():,} parameters, {len(processor.tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -384,4 +384,6 @@ def _read_block(block: Any, regions: dict, metadata: list, marked: list) -> dict
     return {"type": kind, **({kind: block[sources[0]]} if sources else {})}
 
 
+RGPT4DProcessor.register_for_auto_class()
+
 __all__ = ["RGPT4DProcessor"]

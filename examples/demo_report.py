@@ -1,0 +1,162 @@
+"""The HTML report of examples/demo.py: scores, curves, perceived maps and the question, all read from the run's records."""
+
+import base64
+import io
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.stats import binomtest
+
+from modeling_rgpt4d.region_marks import draw_marks
+from modeling_rgpt4d.video_decoding import decode_video
+
+TEMPLATE = Path(__file__).with_name("demo_report.html.j2")
+NAMES = {"sft": "SFT alone", "p4d": "SFT + P4D"}
+ERRORS = {  # name in trainer.signal_errors -> how the report calls it
+    "depth_abs_rel": "depth, absolute relative error",
+    "depth_delta_1.25": "depth, share of pixels within a factor of 1.25",
+    "flow_epe_px": "flow, end-point error (px of the teacher's grid)",
+    "motion_iou": "motion, intersection over union",
+    "ray_angle_deg": "rays, mean angle (degrees)",
+}
+
+
+def inline_png(image: Image.Image | Path | Figure) -> str:
+    """A picture as a data URI, so that the report is one file."""
+    if isinstance(image, Path):
+        data = image.read_bytes()
+    else:
+        buffer = io.BytesIO()
+        if isinstance(image, Figure):
+            image.savefig(buffer, format="png", dpi=110)
+        else:
+            image.save(buffer, format="PNG")
+        data = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def curves(runs: dict[str, dict]) -> Figure:
+    """The answer loss of both runs, and the terms of distillation."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    answers, terms = figure.subplots(1, 2)
+    for kind, run in runs.items():
+        log = [entry for entry in run["log"] if "loss_sft" in entry]
+        answers.plot([e["step"] for e in log], [e["loss_sft"] for e in log], label=NAMES[kind])
+    answers.set(xlabel="step", ylabel="L_SFT, nats a token", yscale="log")
+    log = [entry for entry in runs["p4d"]["log"] if "loss_ld" in entry]
+    for name, label in (("loss_ld", "latent"), *((f"loss_{s}", s) for s in ("depth", "flow", "motion", "camray"))):
+        terms.plot([e["step"] for e in log], [e[name] for e in log], label=label)
+    terms.set(xlabel="step", ylabel="Smooth-L1, summed over frames", yscale="log")
+    for axis in (answers, terms):
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def columns_of(scores: dict) -> dict[str, dict]:
+    """Each column of the metric with accuracy, interval and n; tasks outside R4D-Bench come last."""
+    table = {
+        column: {"accuracy": scores[column], "interval": scores["interval"][column], "n": n}
+        for column, n in scores["n"].items()
+        if n
+    }
+    return table | {task: {key: other[key] for key in ("accuracy", "interval", "n")} for task, other in scores["other"].items()}
+
+
+def chance_of(answers: list[dict]) -> float:
+    """Percent that a guess among each question's options gets right, on average."""
+    return 100 * float(np.mean([1 / len(answer["options"]) for answer in answers]))
+
+
+def paired(first: dict, second: dict) -> dict:
+    """McNemar's exact test of two runs on the same questions (all of them, TimeBench too)."""
+    first, second = ({item["id"]: item["correct"] for item in scores["items"]} for scores in (first, second))
+    if first.keys() != second.keys():
+        raise ValueError("the two runs answered different questions and cannot be paired")
+    only_first = sum(first[id_] and not second[id_] for id_ in first)
+    only_second = sum(second[id_] and not first[id_] for id_ in first)
+    discordant = only_first + only_second
+    p = binomtest(only_first, discordant).pvalue if discordant else 1.0
+    return {"n": len(first), "only_first": only_first, "only_second": only_second, "p": p}
+
+
+def region_picture(video: Path, region: str, num_frames: int) -> tuple[Image.Image, list[Image.Image]]:
+    """The first frame with its drawn region, at the source's size, and a strip of all frames."""
+    frames = decode_video(video, num_frames=num_frames).frames
+    name, _, numbers = region.partition(":")
+    values = [float(number) for number in numbers.split(",")]
+    marked = draw_marks(Image.fromarray(frames[0]), [{"name": name, "box" if len(values) == 4 else "point": values}])
+    strip = [Image.fromarray(frame) for frame in frames]
+    for picture in [marked, *strip]:
+        picture.thumbnail((960, 720) if picture is marked else (180, 180))
+    return marked, strip
+
+
+def samples(answers: dict[str, list[dict]], per_task: int = 1) -> list[dict]:
+    """The first questions of each task, with what both models said."""
+    seen, rows = {}, []
+    second = {answer["id"]: answer for answer in answers["p4d"]}
+    for answer in answers["sft"]:
+        seen[answer["task"]] = seen.get(answer["task"], 0) + 1
+        if seen[answer["task"]] <= per_task:
+            rows.append({**answer, "sft": answer["reply"], "p4d": second[answer["id"]]["reply"]})
+    return rows
+
+
+def write_report(
+    path: Path,
+    *,
+    records: list[dict],
+    world4d: Path,
+    teacher: Path,
+    students: dict[str, Path],
+    evaluations: dict[str, Path],
+    video: Path,
+    region: str,
+    question: str,
+    options: list[str],
+    asked: dict,
+    settings: dict,
+) -> None:
+    """Write the report to `path`, whole or not at all. Every figure in it is read from the files of the run."""
+    runs = {kind: json.loads((folder / "run.json").read_text()) for kind, folder in students.items()}
+    scores = {kind: json.loads((folder / "scores.json").read_text()) for kind, folder in evaluations.items()}
+    answers = {
+        kind: [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+        for kind, folder in evaluations.items()
+    }
+    marked, strip = region_picture(video, region, len(asked["timestamps"]))
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True)
+    environment.filters["png"] = inline_png
+    html = environment.get_template(TEMPLATE.name).render(
+        settings=settings,
+        versions={name: version(name) for name in ("rgpt4d", "torch", "transformers", "trl", "datasets")},
+        machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
+        records=records,
+        tables={kind: columns_of(score) for kind, score in scores.items()},
+        scores=scores,
+        chance=chance_of(answers["sft"]),
+        pair=paired(scores["sft"], scores["p4d"]),
+        names=NAMES,
+        curves=curves(runs),
+        pictures=sorted((students["p4d"] / "pictures").glob("*.png")),
+        perception=runs["p4d"]["perception"],
+        error_names=ERRORS,
+        samples=samples(answers),
+        marked=marked,
+        strip=list(zip(strip, asked["timestamps"], strict=True)),
+        video=video.name,
+        question=question,
+        options=options,
+        asked=asked,
+    )
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(html, encoding="utf-8")
+    unfinished.replace(path)
