@@ -9,8 +9,8 @@ NUM_TAPS = 4  # a DPT head joins four levels of the encoder
 @strict
 class L4PConfig(PreTrainedConfig):
     r"""
-    Configuration of [`L4PModel`]: a VideoMAE encoder whose residual stream is read at four depths, and one 3-D DPT head a
-    signal. The defaults are the sizes of the released giant teacher (1.24 billion parameters).
+    Configuration of [`L4PModel`]: a VideoMAE encoder whose residual stream is read at four depths, and one 3-D DPT head
+    a signal. The defaults are the sizes of the released giant teacher (1.24 billion parameters).
 
     Args:
         image_size (`int`, *optional*, defaults to 224): side of the square frames, in pixels.
@@ -19,16 +19,17 @@ class L4PConfig(PreTrainedConfig):
         num_frames (`int`, *optional*, defaults to 16): frames of a window.
         tubelet_size (`int`, *optional*, defaults to 2): frames joined in one token; divides `num_frames`.
         hidden_size (`int`, *optional*, defaults to 1408): width of the encoder, the `c'` of the latents.
-        num_hidden_layers (`int`, *optional*, defaults to 36): blocks of the encoder. The released encoder has 40; the last
-            four serve a tracking head only, which is no part of this model.
+        num_hidden_layers (`int`, *optional*, defaults to 36): blocks of the encoder. The released encoder has 40; the
+            last four serve a tracking head only, which is no part of this model.
         num_attention_heads (`int`, *optional*, defaults to 16): heads of a block.
         intermediate_size (`int`, *optional*, defaults to 6144): hidden width of a block's MLP.
-        taps (`tuple[int, ...]`, *optional*, defaults to `(14, 21, 28, 36)`): the latents are the un-normed residual streams after
-            this many blocks. Four ascending numbers, the last one is `num_hidden_layers`.
+        taps (`tuple[int, ...]`, *optional*, defaults to `(14, 21, 28, 36)`): the latents are the un-normed residual
+            streams after this many blocks. Four ascending numbers, the last one is `num_hidden_layers`.
         feature_dim (`int`, *optional*, defaults to 256): width of a head's fusion path.
         layer_dims (`tuple[int, ...]`, *optional*, defaults to `(256, 512, 1024, 1024)`): width of a head's four levels.
         last_dim (`int`, *optional*, defaults to 128): width of a head's last convolutions.
-        image_mean, image_std (`tuple[float, ...]`, *optional*): normalisation of the RGB input in [0, 1]; ImageNet's by default.
+        image_mean, image_std (`tuple[float, ...]`, *optional*): normalisation of the RGB input in [0, 1]; ImageNet's by
+            default.
         hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, qv_bias, initializer_range:
             as in `VideoMAEConfig`, whose blocks read them; `layer_norm_eps` is 1e-6 here.
     """
@@ -72,11 +73,17 @@ class L4PConfig(PreTrainedConfig):
             raise ValueError(f"taps must be {NUM_TAPS} ascending numbers of blocks, from 1 on; got {self.taps}")
         if self.taps[-1] != self.num_hidden_layers:
             raise ValueError(
-                f"the last of taps {self.taps} must be num_hidden_layers {self.num_hidden_layers}: no head reads later blocks"
+                f"the last of taps {self.taps} must be num_hidden_layers {self.num_hidden_layers}: no head reads later "
+                "blocks"
             )
         if len(self.layer_dims) != NUM_TAPS:
             raise ValueError(f"layer_dims needs one width for each of the {NUM_TAPS} taps; got {self.layer_dims}")
         super().__post_init__(**kwargs)
+
+    @property
+    def qkv_bias(self) -> bool:
+        """The name of `qv_bias` that VideoMAE's blocks read in transformers 5.17."""
+        return self.qv_bias
 
     @property
     def grid(self) -> int:

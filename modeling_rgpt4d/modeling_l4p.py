@@ -34,13 +34,13 @@ class L4POutput(ModelOutput):
     depth (`torch.Tensor` of shape `(B, 1, N, H, W)`):
         Depth along the optical axis, positive. Up to one scale a window for the released weights.
     flow (`torch.Tensor` of shape `(B, 2, N, H, W)`):
-        Backward flow: pixel `(x, y)` of frame t was at `(x + u, y + v)` in frame t - 1; pixels, u right, v down. Frame 0 has no
-        predecessor, its values mean nothing.
+        Backward flow: pixel `(x, y)` of frame t was at `(x + u, y + v)` in frame t - 1; pixels, u right, v down.
+        Frame 0 has no predecessor, its values mean nothing.
     motion (`torch.Tensor` of shape `(B, 1, N, H, W)`):
         Logit that the pixel's point moves in the world.
     camray (`torch.Tensor` of shape `(B, 6, N, h', w')`):
-        Ray through each patch centre: direction, then moment `o x d`, in the frame of the window's first camera (x right, y down,
-        z forward). The direction is a linear output, only close to unit length.
+        Ray through each patch centre: direction, then moment `o x d`, in the frame of the window's first camera
+        (x right, y down, z forward). The direction is a linear output, only close to unit length.
     """
 
     latents: torch.FloatTensor | None = None
@@ -51,7 +51,7 @@ class L4POutput(ModelOutput):
 
 
 def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
-    """The table of "Attention is all you need" over the flat token index: `(1, num_positions, dim)` float32, sine in even channels.
+    """Sines (even channels) and cosines of the flat token index, `(1, num_positions, dim)` float32.
 
     Computed in float64 on the CPU, whatever the default device: `from_pretrained` builds models on the meta device.
     """
@@ -64,8 +64,8 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
 class L4PEncoder(nn.Module):
     """VideoMAE's patches and blocks over all tokens of a window: no class token, no final norm.
 
-    transformers' own `VideoMAEEmbeddings` keeps the position table in a plain attribute, which neither follows the device nor
-    survives construction on the meta device; here it is a buffer, filled again by `L4PModel._init_weights`.
+    transformers' own `VideoMAEEmbeddings` keeps the position table in a plain attribute, which neither follows the
+    device nor survives construction on the meta device; here it is a buffer, filled again by `L4PModel._init_weights`.
     """
 
     def __init__(self, config: L4PConfig):
@@ -74,6 +74,9 @@ class L4PEncoder(nn.Module):
         self.grid_shape = config.latent_shape[1:4]
         self.patch_embeddings = VideoMAEPatchEmbeddings(config)
         self.layers = nn.ModuleList(VideoMAELayer(config) for _ in range(config.num_hidden_layers))
+        for layer in self.layers:
+            # transformers 5.17 gives the keys a bias too. A softmax over keys cannot see it, and the release has none.
+            layer.attention.attention.key.register_parameter("bias", None)
         self.register_buffer(
             "position_embeddings",
             sinusoidal_positions(self.patch_embeddings.num_patches, config.hidden_size),
@@ -174,7 +177,7 @@ class L4PHead(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        # (B, N', h', w', c') seen as (B, c', N', h', w') is already channels-last: the convolutions read it without a copy.
+        # (B, N', h', w', c') seen as (B, c', N', h', w') is already channels-last: convolutions read it without a copy.
         laterals = [
             lateral(reassemble(latents[:, tap].movedim(-1, 1)))
             for tap, (reassemble, lateral) in enumerate(zip(self.reassemble, self.laterals, strict=True))
@@ -182,7 +185,7 @@ class L4PHead(nn.Module):
         path = None
         for level in reversed(range(len(laterals))):
             if level > 0:
-                # The grid of the next level. For the sizes of the release that is up-sampling by two; it also fits odd grids.
+                # The grid of the next level: for the release's sizes that is up-sampling by two; odd grids fit as well.
                 size = tuple(laterals[level - 1].shape[2:])
             else:
                 frames, height, width = laterals[0].shape[2:]
@@ -205,12 +208,11 @@ class L4PPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-            # Variance is kept from layer to layer: with the library's fixed 0.02 a small head starts as good as dead. A transposed
-            # convolution whose stride is its kernel gives each output one tap: its fan-in is the number of input channels.
-            fan_in = module.in_channels
-            if isinstance(module, nn.Conv3d):
-                fan_in *= module.kernel_size[0] * module.kernel_size[1] * module.kernel_size[2]
+        if isinstance(module, (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)):
+            # Variance is kept from layer to layer: with the library's fixed 0.02 a narrow model starts as good as dead.
+            # A transposed convolution whose stride is its kernel gives each output one tap: its fan-in is the number of
+            # input channels, the first axis of its weight.
+            fan_in = module.in_channels if isinstance(module, nn.ConvTranspose3d) else module.weight[0].numel()
             init.normal_(module.weight, mean=0.0, std=fan_in**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -225,7 +227,7 @@ class L4PPreTrainedModel(PreTrainedModel):
 class L4PModel(L4PPreTrainedModel):
     r"""A video encoder and one dense head a signal: `depth`, `flow`, `motion`, `camray`.
 
-    Raises `ValueError` when frames, latents or names of signals do not fit the configuration; the message names both sides.
+    Raises `ValueError` when frames, latents or names of signals do not fit the configuration, and names both sides.
     """
 
     def __init__(self, config: L4PConfig):
@@ -241,8 +243,8 @@ class L4PModel(L4PPreTrainedModel):
         r"""Eq. 1.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, N, 3, H, W)`): RGB frames, normalised with the configuration's `image_mean` and
-                `image_std`; exactly `num_frames` frames of `image_size` pixels a side.
+            pixel_values (`torch.Tensor` of shape `(B, N, 3, H, W)`): RGB frames, normalised with the configuration's
+                `image_mean` and `image_std`; exactly `num_frames` frames of `image_size` pixels a side.
 
         Returns: the latents, `(B, taps, N', h', w', c')`, in the model's dtype.
         """
@@ -250,12 +252,13 @@ class L4PModel(L4PPreTrainedModel):
         expected = (config.num_frames, config.num_channels, config.image_size, config.image_size)
         if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(
-                f"L4PModel encodes videos of shape (batch, {', '.join(map(str, expected))}); got {tuple(pixel_values.shape)}"
+                f"L4PModel encodes videos of shape (batch, {', '.join(map(str, expected))}); got "
+                f"{tuple(pixel_values.shape)}"
             )
         return self.encoder(pixel_values.to(self.dtype))
 
     def decode(self, latents: Tensor, signals: Sequence[str] = SIGNALS) -> dict[str, Tensor]:
-        r"""Eq. 2, and Eq. 4 when the latents are a student's. Differentiable in `latents`, whether or not the heads are frozen.
+        r"""Eq. 2, and Eq. 4 when the latents are a student's. Differentiable in `latents`, also where heads are frozen.
 
         Args:
             latents (`torch.Tensor` of shape `(B, taps, N', h', w', c')`): any float dtype; cast to the model's.

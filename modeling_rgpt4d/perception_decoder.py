@@ -1,7 +1,7 @@
 """The 4D perception decoder D_4DP: hidden states of frame tokens -> latents of the teacher (Eq. 3 of arXiv 2512.17012).
 
-It serves training, and looking at what a trained model perceives; answering questions never needs it. Hence it is stored beside
-the model, never inside it.
+It serves training, and looking at what a trained model perceives; answering questions never needs it. Hence it is
+stored beside the model, never inside it.
 """
 
 import json
@@ -77,7 +77,8 @@ class PerceptionDecoder(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """
         Args:
-            hidden_states: `(B, N, h, w, c)`, hidden states of the frame tokens. N is a multiple of the latents' N'; the grid is free.
+            hidden_states: `(B, N, h, w, c)`, hidden states of the frame tokens. N is a multiple of the latents' N'; the
+                grid is free.
 
         Returns: `(B, taps, N', h', w', c')`, in the dtype of the weights, or of autocast.
         """
@@ -90,12 +91,12 @@ class PerceptionDecoder(nn.Module):
         num_frames = hidden_states.shape[1]
         if num_frames % latent_frames:
             raise ValueError(
-                f"{num_frames} frames cannot be shared out to the teacher's {latent_frames} latent frames: sample a multiple of "
-                f"{latent_frames} frames, as many as the teacher sees"
+                f"{num_frames} frames cannot be shared out to the teacher's {latent_frames} latent frames: sample as "
+                "many frames as the teacher sees"
             )
-        # Rearrange. A latent frame of the teacher joins the frames of one tubelet. Of these we take the last: the language model
-        # is causal, so that only the tokens of the last frame have seen the whole tubelet. The paper says "sample" and no more;
-        # the authors' release takes every second frame.
+        # Rearrange. A latent frame of the teacher joins the frames of one tubelet. Of these we take the last: the
+        # language model is causal, so that only the tokens of the last frame have seen the whole tubelet. The paper
+        # says "sample" and no more; the authors' release takes every second frame.
         stride = num_frames // latent_frames
         hidden_states = hidden_states[:, stride - 1 :: stride]
         if tuple(hidden_states.shape[2:4]) != (height, width):
@@ -123,11 +124,14 @@ class PerceptionDecoder(nn.Module):
         os.replace(partial, folder / CONFIG_NAME)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, subfolder: str = "", **hub_options) -> "PerceptionDecoder":
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike, subfolder: str = "", **hub_options
+    ) -> "PerceptionDecoder":
         """Load from a folder, or from a Hub repository (`subfolder` in either).
 
         Args:
-            hub_options: `revision`, `token`, `local_files_only` and the other options of `transformers.utils.cached_file`.
+            hub_options: `revision`, `token`, `local_files_only` and the other options of
+                `transformers.utils.cached_file`.
         """
         path = os.fspath(name_or_path)
         config_file = cached_file(path, CONFIG_NAME, subfolder=subfolder, **hub_options)
@@ -155,14 +159,15 @@ def frame_hidden_states(
     """
     if input_ids.shape != hidden_states.shape[:2]:
         raise ValueError(
-            f"input_ids of shape {tuple(input_ids.shape)} do not belong to hidden states of shape {tuple(hidden_states.shape)}"
+            f"input_ids of shape {tuple(input_ids.shape)} do not belong to hidden states of shape "
+            f"{tuple(hidden_states.shape)}"
         )
     frame_tokens = hidden_states[input_ids == video_token_id]
     expected = num_videos * num_frames * grid * grid
     if len(frame_tokens) != expected:
         raise ValueError(
-            f"input_ids hold {len(frame_tokens)} frame tokens (id {video_token_id}), but {num_videos} videos of {num_frames} frames of "
-            f"{grid} x {grid} tokens are {expected}"
+            f"input_ids hold {len(frame_tokens)} frame tokens (id {video_token_id}), but {num_videos} videos of "
+            f"{num_frames} frames of {grid} x {grid} tokens are {expected}"
         )
     return frame_tokens.view(num_videos, num_frames, grid, grid, hidden_states.shape[-1])
 

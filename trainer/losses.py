@@ -16,12 +16,12 @@ DEPTH_EPSILON = 1e-8  # authors' release: log(depth + 1e-8)
 def latent_distillation_loss(student: Tensor, teacher: Tensor, reduction: Reduction = "mean") -> Tensor:
     r"""Latent distillation, Eq. 6: pull the student's latents to the teacher's.
 
-    Smooth-L1 (beta 1), mean inside a frame, SUM over the latent frames n'. The paper has one feature map F_4D; where a teacher is
-    read at several taps, their losses are averaged, so that alpha keeps its meaning.
+    Smooth-L1 (beta 1), mean inside a frame, SUM over the latent frames n'. The paper has one feature map F_4D; where a
+    teacher is read at several taps, their losses are averaged, so that alpha keeps its meaning.
 
     Args:
-        student, teacher: `(batch, taps, frames, height, width, channels)`, any float dtype; compared in float32. The teacher's
-            side gets no gradient.
+        student, teacher: `(batch, taps, frames, height, width, channels)`, any float dtype; compared in float32. The
+            teacher's side gets no gradient.
         reduction: "mean" over the batch gives a scalar, "none" one value a video, `(batch,)`.
 
     Raises: `ValueError` if the two sides disagree in shape; the message names both.
@@ -46,22 +46,22 @@ def explicit_distillation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Explicit distillation, Eq. 7: pull the student's decoded signals to the teacher's.
 
-    A signal's term is Smooth-L1 (beta 1), mean inside a frame over its valid values, SUM over the frames n; the loss is the sum of the
-    terms with weights lambda_m. A frame without a valid value adds nothing. All in float32.
+    A signal's term is Smooth-L1 (beta 1), mean inside a frame over its valid values, SUM over the frames n; the loss is
+    the sum of the terms with weights lambda_m. A frame without a valid value adds nothing. All in float32.
 
-    - `depth` is compared as `log(depth + 1e-8)` (the authors' release; the paper does not say). It is not aligned in scale: the student's
-      latents pass through the teacher's own depth head, so both sides share its scale, metric or not.
-    - `flow`: frame 0 has no predecessor, what is there means nothing, and it is masked. Departs from the release, which compares it.
+    - `depth` is compared as `log(depth + 1e-8)` (the authors' release; the paper does not say). It is not aligned in
+      scale: the student's latents pass through the teacher's own depth head, so both sides share its scale.
+    - `flow`: frame 0 has no predecessor and is masked. Departs from the release, which compares what is there.
     - `motion`: logit with logit, or, if the teacher gives probabilities, the sigmoid of the student's logit with them.
     - `camray` as it is, direction and moment.
 
     Args:
-        student: signal -> `(batch, channels, frames, height, width)`, float. `depth` positive; `flow` backward, in pixels of this
-            grid, channels (u, v); `motion` logits; `camray` direction and moment. Every signal in it is compared.
+        student: signal -> `(batch, channels, frames, height, width)`, float. `depth` positive; `flow` backward, in
+            pixels of this grid, channels (u, v); `motion` logits. Every signal in it is compared.
         teacher: the same signals with the same shapes (more may be there); gets no gradient.
         weights: lambda_m. A signal left out, or weighted 0, is reported but not trained.
-        valid: signal -> bool mask, broadcastable to that signal; a signal left out is valid everywhere. What the teacher holds
-            at an invalid place does not matter, it may even be NaN.
+        valid: signal -> bool mask, broadcastable to that signal; a signal left out is valid everywhere. What the
+            teacher holds at an invalid place does not matter, it may even be NaN.
         motion_kind: what the teacher's `motion` is, "logit" or "probability".
         reduction: "mean" over the batch gives scalars, "none" one value a video, `(batch,)`.
 
@@ -94,7 +94,9 @@ def explicit_distillation_loss(
     return _reduce(total, reduction), terms
 
 
-def _signal_term(signal: str, student: Tensor, teacher: Tensor, valid: Tensor | None, motion_kind: MotionKind) -> Tensor:
+def _signal_term(
+    signal: str, student: Tensor, teacher: Tensor, valid: Tensor | None, motion_kind: MotionKind
+) -> Tensor:
     """One signal's term of Eq. 7, `(batch,)`."""
     if student.ndim != 5 or student.shape != teacher.shape:
         raise ValueError(

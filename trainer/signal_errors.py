@@ -1,7 +1,7 @@
 """Errors of perceived signals against exact ones: what a teacher, or a student through the teacher's heads, gets right.
 
-Signals are `(batch, channels, frames, height, width)` in the conventions of `modeling_rgpt4d.modeling_l4p.L4POutput`. Every function gives one
-value a video, `(batch,)` float32, NaN where the video has nothing to compare.
+Signals are `(batch, channels, frames, height, width)` in the conventions of `modeling_rgpt4d.modeling_l4p.L4POutput`.
+Every function gives one value a video, `(batch,)` float32, NaN where the video has nothing to compare.
 """
 
 import math
@@ -26,7 +26,7 @@ def depth_delta(depth: Tensor, truth: Tensor, valid: Tensor | None = None, thres
 
 
 def flow_end_point_error(flow: Tensor, truth: Tensor, valid: Tensor | None = None) -> Tensor:
-    """EPE: mean distance in pixels between the two flow vectors, over valid pixels; frame 0, which has no predecessor, never counts."""
+    """EPE: mean distance in pixels between the flow vectors of valid pixels; frame 0, which has none, is left out."""
     distance = (flow - truth).norm(dim=1, keepdim=True)
     return _mean(distance[:, :, 1:], None if valid is None else valid.expand_as(distance)[:, :, 1:])
 
@@ -49,11 +49,12 @@ def ray_angle(camray: Tensor, truth: Tensor) -> Tensor:
 
 
 def signal_errors(signals: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, list[float | None]]:
-    """All errors that the signals at hand allow, as lists with one value a video; `None` where a video has nothing to compare.
+    """All errors that the signals at hand allow: lists with one value a video, `None` where nothing can be compared.
 
     Args:
         signals: any of `depth` (metres), `flow` (pixels), `motion` (logits), `camray`.
-        truth: exact signals with the same shapes, motion in {0, 1}, and optionally `depth_valid` and `flow_valid` masks.
+        truth: exact signals with the same shapes, motion in {0, 1}, and optionally `depth_valid` and `flow_valid`
+            masks.
 
     Returns: `depth_abs_rel`, `depth_delta_1.25`, `flow_epe_px`, `motion_iou`, `ray_angle_deg`.
     """

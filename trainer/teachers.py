@@ -1,11 +1,12 @@
-"""Teachers of perceptual 4D distillation: what they perceive in a video, and how they read a student's latents (Eq. 1, 2, 4).
+"""Teachers: what they perceive in a video (Eq. 1, 2 of arXiv 2512.17012), and in a student's latents (Eq. 4).
 
 A teacher declares what it gives and in which convention, so that losses never guess:
 
 - `num_frames`, `image_size`: the window it sees, and the grid of its full-resolution signals.
 - `latent_shape`: `(taps, N', h', w', c')` of one video.
-- `signals`: names of the signals it gives. Shapes, units and axes are those of `modeling_rgpt4d.modeling_l4p.L4POutput`: flow is
-  backward in pixels of the teacher's grid, rays are direction and moment in the frame of the first camera.
+- `signals`: names of the signals it gives. Shapes, units and axes are those of
+  `modeling_rgpt4d.modeling_l4p.L4POutput`: flow is backward in pixels of the teacher's grid, rays are direction and
+  moment in the frame of the first camera.
 - `depth_scale`: "metric" (metres) or "per_window_scale" (each window has an unknown scale of its own).
 - `motion_kind`: "logit" or "probability".
 """
@@ -44,9 +45,9 @@ class L4PTeacher:
 
     Args:
         model: the perception model; frozen and set to evaluation here.
-        depth_scale: "per_window_scale" for the released weights (facts of their training); "metric" for a model trained on metres.
-        signals: the signals to give, all four by default. The heads of the others never run; none at all is fine where only
-            latents are distilled.
+        depth_scale: "per_window_scale" for the released weights; "metric" for a model trained on metres.
+        signals: the signals to give, all four by default. The heads of the others never run; none at all is fine where
+            only latents are distilled.
     """
 
     motion_kind = "logit"
@@ -79,8 +80,9 @@ class L4PTeacher:
         """
         if num_frames != self.num_frames:
             raise ValueError(
-                f"the student samples {num_frames} frames of a video, but the teacher sees windows of {self.num_frames}: set num_frames "
-                f"of the processor to {self.num_frames}, or use a teacher of {num_frames} frames"
+                f"the student samples {num_frames} frames of a video, but the teacher sees windows of "
+                f"{self.num_frames}: set num_frames of the processor to {self.num_frames}, or use a teacher of "
+                f"{num_frames} frames"
             )
         if latent_shape is not None and tuple(latent_shape) != tuple(self.latent_shape):
             raise ValueError(
@@ -89,10 +91,10 @@ class L4PTeacher:
             )
 
     def prepare(self, pixel_values_videos: Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> Tensor:
-        """The student's frames as the teacher's input: `(V, N, 3, H, W)` -> `(V, N, 3, image_size, image_size)` float32.
+        """The student's frames as the teacher's input: `(V, N, 3, H, W)` -> `(V, N, 3, size, size)` float32.
 
-        The student's normalisation is undone, the frames are resized (bilinear, with antialias, without keeping the aspect ratio, as the
-        authors' demo does), and normalised again with the teacher's constants.
+        The student's normalisation is undone, the frames are resized (bilinear, with antialias, without keeping the
+        aspect ratio, as the authors' demo does), and normalised again with the teacher's constants.
         """
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
             raise ValueError(
@@ -132,18 +134,19 @@ class L4PTeacher:
             return PerceptionTargets(latents=latents, signals=self.model.decode(latents, self.signals))
 
     def decode(self, latents: Tensor, signals: Sequence[str]) -> dict[str, Tensor]:
-        """Eq. 4: the teacher's own frozen heads on a student's latents `(V, taps, N', h', w', c')`; gradients flow to them."""
+        """Eq. 4: the frozen heads on a student's latents `(V, taps, N', h', w', c')`, to which gradients flow."""
         with _without_autocast(latents):
             return self.model.decode(latents, signals)
 
 
 class GroundTruthTeacher:
-    """Signals that the data set knows exactly: simulators and rendered scenes. Depth is in metres, motion a probability.
+    """Signals that the data set knows exactly, as of rendered scenes. Depth is in metres, motion a probability.
 
     Args:
         heads: whose heads read the student's latents, and whose shapes the signals have.
-        latents: also give the frozen encoder's latents as a target; `False` leaves `PerceptionTargets.latents` empty and never runs it.
-            The heads must then speak of metres too: else latents and depth would pull the student to different scales.
+        latents: also give the frozen encoder's latents as a target; `False` leaves `PerceptionTargets.latents` empty
+            and never runs it. The heads must then speak of metres too: else latents and depth would pull the student to
+            different scales.
     """
 
     depth_scale = "metric"
@@ -152,8 +155,8 @@ class GroundTruthTeacher:
     def __init__(self, heads: L4PTeacher, latents: bool = False):
         if latents and "depth" in heads.signals and heads.depth_scale != self.depth_scale:
             raise ValueError(
-                f"the data set's depth is metric, but the heads read the encoder's latents as depth_scale {heads.depth_scale!r}: leave "
-                "out the latents, or the depth, or use heads trained on metric depth"
+                "the data set's depth is metric, but the heads read the encoder's latents as depth_scale "
+                f"{heads.depth_scale!r}: leave out the latents, or the depth, or use heads trained on metric depth"
             )
         self.heads = heads
         self.gives_latents = latents
@@ -187,23 +190,24 @@ class GroundTruthTeacher:
 
         Args:
             pixel_values_videos, image_mean, image_std: as in [`L4PTeacher.perceive`]; read for the latents only.
-            truth: signal -> `(V, channels, N, H, W)`, for every one of `signals`, on the teacher's grids. Masks are optional:
-                `depth_valid`, `flow_valid`, `motion_valid`, `camray_valid`, bool, broadcastable to their signal.
+            truth: signal -> `(V, channels, N, H, W)`, for every one of `signals`, on the teacher's grids. Masks are
+                optional: `depth_valid`, `flow_valid`, `motion_valid`, `camray_valid`, bool, broadcast to their signal.
         """
         num_videos, device = len(pixel_values_videos), pixel_values_videos.device
         truth = truth or {}
         missing = [signal for signal in self.signals if signal not in truth]
         if missing:
             raise ValueError(
-                f"the batch carries the truth of {sorted(truth)}, but the teacher is to give {list(self.signals)}: {missing} missing"
+                f"the batch carries the truth of {sorted(truth)}, but the teacher is to give {list(self.signals)}: "
+                f"{missing} missing"
             )
         targets = PerceptionTargets(latents=None)
         for signal in self.signals:
             expected = (num_videos, *self.signal_shape(signal))
             if tuple(truth[signal].shape) != expected:
                 raise ValueError(
-                    f"the batch's {signal} is {tuple(truth[signal].shape)}, but the heads give {expected} (videos, channels, frames, "
-                    "height, width): render the truth on the teacher's grids"
+                    f"the batch's {signal} is {tuple(truth[signal].shape)}, but the heads give {expected} (videos, "
+                    "channels, frames, height, width): render the truth on the teacher's grids"
                 )
             targets.signals[signal] = truth[signal].to(device=device, dtype=torch.float32)
             if f"{signal}_valid" in truth:
@@ -220,5 +224,5 @@ class GroundTruthTeacher:
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:
-    """A teacher computes in the dtype of its own weights, so that its targets do not depend on the student's mixed precision."""
+    """A teacher computes in its own dtype, so that its targets do not depend on the student's mixed precision."""
     return torch.autocast(device_type=tensor.device.type, enabled=False)

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 IMPLEMENTATION = Path(__file__).parents[1] / "parity" / "l4p_impl.py"
 
-# What the dense model has no part in: the normed stream after the blocks that only the tracking head reads, and poses solved from rays.
+# What the dense model has no part in: the normed stream after the blocks that only the tracking head reads, and poses
+# solved from rays.
 NOT_DENSE = {
     "encoder.hidden.8",
     "heads.traj3d.intrinsics_b44t",
@@ -51,4 +52,4 @@ def test_released_names_cover_the_giant_model(shared_dir):
     ours = implementation.rename(released, model.config.num_hidden_layers)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert {name: tensor.shape for name, tensor in ours.items()} == expected
-    assert model.num_parameters() == 1_236_300_426  # counted on the original: the parameters that the dense outputs read
+    assert model.num_parameters() == 1_236_300_426  # counted on the original: what the dense outputs read

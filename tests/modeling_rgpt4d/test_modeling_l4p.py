@@ -137,6 +137,7 @@ def test_initial_signals_are_moderate_at_any_width():
 
 
 def test_half_precision_keeps_float32_signals():
+    torch.manual_seed(0)
     model = L4PModel(tiny_config()).eval()
     video = video_for(model.config)
     with torch.no_grad():
@@ -145,7 +146,8 @@ def test_half_precision_keeps_float32_signals():
     assert output.latents.dtype == torch.bfloat16
     for signal in SIGNALS:
         assert output[signal].dtype == torch.float32
-        assert (output[signal] - expected[signal]).abs().max() < 0.1
+        drift = (output[signal] - expected[signal]).abs().mean() / expected[signal].std()
+        assert drift < 0.05
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")

@@ -39,8 +39,8 @@ def test_rearrange_resizes_with_antialias():
     decoder = identity_decoder(channels=1, latent_frames=1, grid=1)
     row = torch.tensor([[[[0.0, 0.0, 0.0, 8.0]]]])
     frames = row.expand(1, 1, 4, 4).unsqueeze(-1)
-    # From 4 to 1 the triangle is 4 wide to each side. Distances 1.5, 0.5, 0.5, 1.5 give weights 0.625, 0.875, 0.875, 0.625 of 3.
-    # Without antialias, only the two middle samples would be read: 0.
+    # From 4 to 1 the triangle is 4 wide to each side. Distances 1.5, 0.5, 0.5, 1.5 give weights 0.625, 0.875, 0.875,
+    # 0.625 of 3. Without antialias, only the two middle samples would be read: 0.
     assert decoder(frames).item() == pytest.approx(8 * 0.625 / 3)
 
 

@@ -1,4 +1,4 @@
-"""`L4PModel` behind the interface of the reference tensors' checker: the released names and a normalised video in, every step out."""
+"""`L4PModel` behind the interface of the reference tensors' checker: released names and a video in, every step out."""
 
 import torch
 from torch import Tensor

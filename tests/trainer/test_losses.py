@@ -29,7 +29,8 @@ def test_latent_loss_by_hand():
 def test_latent_loss_is_a_sum_over_frames_and_a_mean_inside():
     student, teacher = torch.zeros(1, 4, 2, 3, 3, 5), torch.ones(1, 4, 2, 3, 3, 5)
     assert latent_distillation_loss(student, teacher).item() == 2 * 0.5
-    assert latent_distillation_loss(student.repeat(1, 1, 3, 1, 1, 1), teacher.repeat(1, 1, 3, 1, 1, 1)).item() == 6 * 0.5
+    three_times = (1, 1, 3, 1, 1, 1)
+    assert latent_distillation_loss(student.repeat(three_times), teacher.repeat(three_times)).item() == 6 * 0.5
 
 
 def test_latent_loss_trains_the_student_only():
@@ -110,7 +111,8 @@ def test_valid_mask_of_one_channel_covers_both_of_flow():
 
 def test_motion_is_compared_in_the_teachers_kind():
     student = {"motion": signal([[0.0, 2.0]])}
-    loss, _ = explicit_distillation_loss(student, {"motion": signal([[1.0, 0.0]])}, {"motion": 1.0}, motion_kind="logit")
+    logits = {"motion": signal([[1.0, 0.0]])}
+    loss, _ = explicit_distillation_loss(student, logits, {"motion": 1.0}, motion_kind="logit")
     assert loss.item() == 1.0  # (0.5 + 1.5) / 2
     loss, _ = explicit_distillation_loss(
         student, {"motion": signal([[1.0, 1.0]])}, {"motion": 1.0}, motion_kind="probability"

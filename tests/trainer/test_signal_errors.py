@@ -15,7 +15,7 @@ from trainer.signal_errors import (
 
 
 def video(*frames: list[float], channels: int = 1) -> torch.Tensor:
-    """One video given as frames of pixels in one row: `(1, channels, frames, 1, pixels)`; channels follow each other."""
+    """One video, given as frames of pixels in one row: `(1, channels, frames, 1, pixels)`; channels in turn."""
     return torch.tensor(frames).view(1, len(frames), channels, 1, -1).movedim(2, 1)
 
 

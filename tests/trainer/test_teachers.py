@@ -53,9 +53,8 @@ def test_teacher_declares_its_conventions(teacher):
 def test_perceived_targets_are_the_models_own_output(teacher):
     rgb = rgb_video(16)
     targets = teacher.perceive((rgb - 0.5) / 0.5, HALF, HALF)
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (teacher.model.config.image_mean, teacher.model.config.image_std)
-    )
+    config = teacher.model.config
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
     with torch.no_grad():
         expected = teacher.model((rgb - mean) / std)
     torch.testing.assert_close(targets.latents, expected.latents, rtol=1e-4, atol=1e-5)
