@@ -30,7 +30,7 @@ demo: .venv-demo/ready ## Distil 4D perception into a small model and write runs
 		$(if $(STEPS),--steps $(STEPS)) $(if $(VIDEO),--video "$(VIDEO)") $(ARGS)
 
 test: .venv-test/ready ## Run every test (PYTEST_ARGS=)
-	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-test/bin/python -m pytest $(PYTEST_ARGS)  # tiny tensors: threads only cost
 
 lint: .venv-test/ready ## Check the style
 	.venv-test/bin/python -m ruff check .
