@@ -21,7 +21,7 @@ def multiple_choice_prompt(question: str, options: Sequence[str], answer_with: A
         raise ValueError(f"answer_with must be one of {tuple(INSTRUCTIONS)}, got {answer_with!r}.")
     if not 2 <= len(options) <= len(ascii_uppercase):
         raise ValueError(f"A multiple-choice question needs 2 to {len(ascii_uppercase)} options, got {len(options)}.")
-    lettered = "\n".join(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options))  # noqa: B905: fewer options than letters
+    lettered = "\n".join(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
     return f"{question}\n\nOptions:\n{lettered}\n\n{INSTRUCTIONS[answer_with]}"
 
 
@@ -33,17 +33,22 @@ def answer_letter(options: Sequence[str], answer: str) -> str:
     return ascii_uppercase[options.index(answer)]
 
 
-def to_messages(row: Mapping[str, Any], answer_with: AnswerWith = "text", with_answer: bool = True) -> list[dict[str, Any]]:
+def to_messages(
+    row: Mapping[str, Any], answer_with: AnswerWith = "text", with_answer: bool = True
+) -> list[dict[str, Any]]:
     """Turn a row into chat messages: the video with its regions, the prompt, and the answer as the assistant's turn.
 
     Args:
-        row: needs `video` (path, or a dict with `path` and `bytes`), `regions`, `question`, `options` and, if `with_answer`, `answer`
-            (the text of the right option).
+        row: needs `video` (path, or a dict with `path` and `bytes`), `regions`, `question`, `options` and, if
+            `with_answer`, `answer` (the text of the right option).
         answer_with: what the prompt asks for, and what the assistant says: the option's letter or its text.
         with_answer: False leaves the assistant's turn out, as evaluation wants it.
     """
     prompt = multiple_choice_prompt(row["question"], row["options"], answer_with)
-    content = [{"type": "video", "video": row["video"], "regions": list(row["regions"])}, {"type": "text", "text": prompt}]
+    content = [
+        {"type": "video", "video": row["video"], "regions": list(row["regions"])},
+        {"type": "text", "text": prompt},
+    ]
     messages = [{"role": "user", "content": content}]
     if with_answer:
         letter = answer_letter(row["options"], row["answer"])

@@ -1,4 +1,6 @@
-"""World4D as a `datasets` builder, and as a folder that `load_dataset` reads: one row per question, one mp4 file per clip."""
+"""World4D as a `datasets` builder, and as a folder that `load_dataset` reads: one row per question, one mp4 file per
+clip.
+"""
 
 import dataclasses
 import hashlib
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -52,9 +53,10 @@ FEATURES = Features(
 )
 
 DESCRIPTION = (
-    "World4D: rendered clips of spheres, boxes and cylinders that stand, translate, accelerate and spin in a textured room, under a still or moving "
-    "camera, with multiple-choice questions in the nine categories of R4D-Bench and TimeBench. Every row carries its scene, from which "
-    "datasets_rgpt4d.render_signals gives exact depth, backward flow, motion, camera rays and instance masks at any times. "
+    "World4D: rendered clips of spheres, boxes and cylinders that stand, translate, accelerate and spin in a textured "
+    "room, under a still or moving camera, with multiple-choice questions in the nine categories of R4D-Bench and "
+    "TimeBench. Every row carries its scene, from which datasets_rgpt4d.render_signals gives exact depth, backward "
+    "flow, motion, camera rays and instance masks at any times. "
     "Objects of the test split show only combinations of shape, colour and motion that no other split shows."
 )
 
@@ -63,7 +65,8 @@ DESCRIPTION = (
 class World4DConfig(datasets.BuilderConfig):
     """A size of World4D. Every field can be overridden: `World4D(config_name="tiny", train_clips=8)`.
 
-    `durations_s` and `fps` are grids to draw from. `device` is where frames are rendered; colours may differ by one level between devices.
+    `durations_s` and `fps` are grids to draw from. `device` is where frames are rendered; colours may differ by one
+    level between devices.
     """
 
     size_px: int = 112
@@ -84,7 +87,9 @@ class World4DConfig(datasets.BuilderConfig):
             if not 1 <= self.clips(split) <= MAX_CLIPS:
                 raise ValueError(f"World4D {split}_clips must be between 1 and {MAX_CLIPS}, got {self.clips(split)}.")
         if not all(1 <= value <= 20 for value in self.durations_s) or not all(10 <= value <= 30 for value in self.fps):
-            raise ValueError(f"World4D clips last 1 to 20 s at 10 to 30 fps, got durations_s={self.durations_s}, fps={self.fps}.")
+            raise ValueError(
+                f"World4D clips last 1 to 20 s at 10 to 30 fps, got durations_s={self.durations_s}, fps={self.fps}."
+            )
         if self.seed < 0:
             raise ValueError(f"World4D seed must not be negative, got {self.seed}.")
 
@@ -101,7 +106,13 @@ _LONG = dict(durations_s=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0), 
 CONFIGS = (
     World4DConfig(name="tiny", version=VERSION, description="396 clips of 112 px, at most 8 s"),
     World4DConfig(
-        name="small", version=VERSION, description="2,000 clips of 128 px", size_px=128, train_clips=1_700, validation_clips=100, test_clips=200
+        name="small",
+        version=VERSION,
+        description="2,000 clips of 128 px",
+        size_px=128,
+        train_clips=1_700,
+        validation_clips=100,
+        test_clips=200,
     ),
     World4DConfig(
         name="full",
@@ -117,19 +128,23 @@ CONFIGS = (
 
 
 def clip_name(scene: Scene, split: str, index: int, size_px: int) -> str:
-    """File name of a clip. It carries a hash of all that its pixels depend on, so a file is only ever reused for the same clip."""
+    """File name of a clip. It carries a hash of all that its pixels depend on, so a file is only ever reused for the
+    same clip.
+    """
     key = f"{VERSION} {size_px} {SUPERSAMPLE} {scene.to_json()}"
     return f"{split}-{index:06d}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.mp4"
 
 
 def render_video(scene: Scene, path: str | Path, size_px: int, device: str = "cpu") -> None:
-    """Render a scene's own frames to an mp4 file. Does nothing if the file is there, which means that it is complete."""
+    """Render a scene's own frames to an mp4 file. Does nothing if the file is there: then it is complete."""
     if os.path.exists(path):
         return
     times = scene.frame_times
     # A clip of 20 s at 224 px would take half a gigabyte in one piece.
     pieces = (
-        render_frames(scene, times[start : start + FRAMES_IN_MEMORY], size_px, device, supersample=SUPERSAMPLE, as_numpy=True)
+        render_frames(
+            scene, times[start : start + FRAMES_IN_MEMORY], size_px, device, supersample=SUPERSAMPLE, as_numpy=True
+        )
         for start in range(0, len(times), FRAMES_IN_MEMORY)
     )
     write_video(path, (frame for piece in pieces for frame in piece), scene.fps, size_px)
@@ -159,8 +174,9 @@ def clip_rows(config: World4DConfig, split: str, index: int, video_folder: str |
 class World4D(datasets.GeneratorBasedBuilder):
     """`World4D(config_name="tiny").download_and_prepare(num_proc=2)`, then `.as_dataset(split="test")`.
 
-    Videos lie in `<cache_dir>/world4d_videos/<size>px` and rows hold their paths, so ten questions share one file; an interrupted build goes
-    on where it stopped. `download_and_prepare(folder, file_format="parquet")` embeds the bytes in every row; `save_world4d` embeds them once.
+    Videos lie in `<cache_dir>/world4d_videos/<size>px` and rows hold their paths, so ten questions share one file; an
+    interrupted build goes on where it stopped. `download_and_prepare(folder, file_format="parquet")` embeds the bytes
+    in every row; `save_world4d` embeds them once.
     """
 
     VERSION = VERSION
@@ -175,13 +191,15 @@ class World4D(datasets.GeneratorBasedBuilder):
         os.makedirs(folder, exist_ok=True)
         return [
             datasets.SplitGenerator(
-                name=split, gen_kwargs={"indices": list(range(self.config.clips(split))), "split": split, "video_folder": folder}
+                name=split,
+                gen_kwargs={"indices": list(range(self.config.clips(split))), "split": split, "video_folder": folder},
             )
             for split in SPLITS
         ]
 
     def _generate_examples(self, indices, split, video_folder):
-        # One thread: this runs in as many processes as num_proc says, and a forked one must not wait for its parent's thread pool.
+        # One thread: this runs in as many processes as num_proc says, and a forked one must not wait for its parent's
+        # thread pool.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -201,7 +219,8 @@ def _all_clips(config: World4DConfig, folder: Path, num_proc: int) -> Iterator[l
     """Rows of every clip, split after split."""
     jobs = [(config, split, index, str(folder / split)) for split in SPLITS for index in range(config.clips(split))]
     if num_proc == 1:
-        yield from map(_save_clip, jobs)
+        for job in jobs:
+            yield clip_rows(*job)
         return
     with ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -213,8 +232,14 @@ def _all_clips(config: World4DConfig, folder: Path, num_proc: int) -> Iterator[l
 def _write_parquet(path: Path, clips: list[list[dict[str, Any]]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     schema = FEATURES.arrow_schema
-    # Rows of a clip carry equal bytes: a dictionary page, as large as the row group needs, stores them once.
-    options = dict(use_dictionary=["video.bytes", "video.path", "scene", "task"], dictionary_pagesize_limit=2**30, compression="zstd")
+    # Rows of a clip carry equal bytes: a dictionary page, as large as the row group needs, stores them once. Statistics
+    # would copy the least and the greatest video into the footer.
+    options = dict(
+        use_dictionary=["video.bytes", "video.path", "scene", "task"],
+        dictionary_pagesize_limit=2**30,
+        write_statistics=False,
+        compression="zstd",
+    )
     try:
         with pq.ParquetWriter(partial, schema, **options) as writer:
             for start in range(0, len(clips), CLIPS_PER_ROW_GROUP):
@@ -238,8 +263,9 @@ def _write_text(path: Path, text: str) -> None:
 def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 1, progress: bool = False) -> Path:
     """Write World4D to a folder that `datasets.load_dataset(folder)` reads, with all its splits.
 
-    Layout: `data/<split>-NNNNN-of-NNNNN.parquet` (rows with the video's bytes, stored once per clip), `videos/<split>/*.mp4` (the same clips as files,
-    which a later call reuses), `world4d.json` (the configuration) and `README.md` (the card that tells `load_dataset` where the rows are).
+    Layout: `data/<split>-NNNNN-of-NNNNN.parquet` (rows with the video's bytes, stored once per clip),
+    `videos/<split>/*.mp4` (the same clips as files, which a later call reuses), `world4d.json` (the configuration) and
+    `README.md` (the card that tells `load_dataset` where the rows are).
 
     Args:
         config: one of `CONFIGS`, or `dataclasses.replace(...)` of one.
@@ -250,12 +276,19 @@ def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 
     if num_proc < 1:
         raise ValueError(f"num_proc must be at least 1, got {num_proc}.")
     folder = Path(output_dir)
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(World4DConfig) if field.name not in ("data_dir", "data_files")}
+    fields = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(World4DConfig)
+        if field.name not in ("data_dir", "data_files")
+    }
     described = json.dumps({**fields, "version": str(VERSION)}, indent=2) + "\n"
     marker = folder / "world4d.json"
     if marker.exists():
         if marker.read_text(encoding="utf-8") != described:
-            raise ValueError(f"{folder} holds World4D of another configuration (see {marker}); choose another folder or remove this one.")
+            raise ValueError(
+                f"{folder} holds World4D of another configuration (see {marker}); "
+                "choose another folder or remove this one."
+            )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; choose another one.")
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -281,7 +314,8 @@ def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 
     table = "".join(f"| {split} | {config.clips(split):,} | {questions[split]:,} |\n" for split in SPLITS)
     _write_text(
         folder / "README.md",
-        f"---\nlicense: apache-2.0\ntask_categories:\n- visual-question-answering\nconfigs:\n- config_name: {config.name}\n  data_files:\n{data_files}---\n\n"
+        "---\nlicense: apache-2.0\ntask_categories:\n- visual-question-answering\n"
+        f"configs:\n- config_name: {config.name}\n  data_files:\n{data_files}---\n\n"
         f"# World4D ({config.name})\n\n{DESCRIPTION}\n\n| split | clips | questions |\n|---|---|---|\n{table}",
     )
     return folder

@@ -1,7 +1,7 @@
 """A World4D scene: what stands in the room, how it moves, and how the camera moves, as closed forms of time.
 
-World axes are those of a camera that looks straight ahead: x right, y down, z forward, metres; the floor is the plane y = 0, so heights are
-negative y. A yaw turns forward towards right, which is clockwise for somebody who looks down from above.
+World axes are those of a camera that looks straight ahead: x right, y down, z forward, metres; the floor is y = 0, so
+heights are negative y. A yaw turns forward towards right, which is clockwise for somebody who looks down from above.
 Nothing here is random and nothing needs torch: `world4d_sampling` draws scenes, `world4d_render` renders them.
 """
 
@@ -44,8 +44,9 @@ def _pitch_matrix(pitch_rad: float) -> np.ndarray:
 class Camera:
     """A pinhole camera with square field of view.
 
-    `focal` is in units of the picture's side: fx = focal * W, fy = focal * H, and the principal point is the picture's centre, so a picture of
-    another size is a resized picture of the same view. `velocity` (m/s, world axes) and `yaw_rate_deg_s` are constant.
+    `focal` is in units of the picture's side: fx = focal * W, fy = focal * H, and the principal point is the picture's
+    centre, so a picture of another size is a resized picture of the same view. `velocity` (m/s, world axes) and
+    `yaw_rate_deg_s` are constant.
     """
 
     focal: float
@@ -68,17 +69,22 @@ class Camera:
         return ("translate_pan" if pans else "translate") if moves else ("pan" if pans else "still")
 
     def pose(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """World-from-camera rotation `(N, 3, 3)` and camera centre `(N, 3)` in metres, float64, at `times` (N,) in seconds."""
+        """World-from-camera rotation `(N, 3, 3)` and camera centre `(N, 3)` in metres, float64, at `times` (N,) in
+        seconds.
+        """
         times = np.asarray(times, np.float64)
         yaw = np.radians(self.yaw_deg + self.yaw_rate_deg_s * times)
-        return _yaw_matrix(yaw) @ _pitch_matrix(math.radians(self.pitch_deg)), np.array(self.position) + times[:, None] * np.array(self.velocity)
+        rotation = _yaw_matrix(yaw) @ _pitch_matrix(math.radians(self.pitch_deg))
+        return rotation, np.array(self.position) + times[:, None] * np.array(self.velocity)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A sphere, box or upright cylinder: centre p(t) = position + velocity t + acceleration t^2 / 2, yaw(t) = yaw_deg + yaw_rate_deg_s t.
+    """A sphere, box or upright cylinder: centre p(t) = position + velocity t + acceleration t^2 / 2, yaw(t) = yaw_deg +
+    yaw_rate_deg_s t.
 
-    `size` is the full extent in metres along the object's own x, y (height) and z; a sphere has three equal extents and a cylinder x = z.
+    `size` is the full extent in metres along the object's own x, y (height) and z; a sphere has three equal extents and
+    a cylinder x = z.
     `texture_seed` draws the pattern that is painted on the surface and moves with it.
     """
 
@@ -103,7 +109,9 @@ class SceneObject:
             raise ValueError(f"SceneObject.size must be positive, got {self.size}.")
         x, y, z = self.size
         if (self.shape == "sphere" and not x == y == z) or (self.shape == "cylinder" and x != z):
-            raise ValueError(f"SceneObject.size {self.size} does not fit a {self.shape}: a sphere needs x = y = z, a cylinder x = z.")
+            raise ValueError(
+                f"SceneObject.size {self.size} does not fit a {self.shape}: a sphere needs x = y = z, a cylinder x = z."
+            )
 
     @property
     def name(self) -> str:
@@ -149,7 +157,9 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Room:
-    """The walls: x in [-half_width, half_width], y in [-height, 0], z in [back, front], metres. Every ray from inside ends on one of its faces."""
+    """The walls: x in [-half_width, half_width], y in [-height, 0], z in [back, front], metres. Every ray from inside
+    ends on one of its faces.
+    """
 
     half_width: float
     height: float
@@ -169,7 +179,9 @@ class Room:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip: `duration_s` seconds from the first frame to the last, so `duration_s * fps + 1` frames, frame k at k / fps seconds."""
+    """A clip: `duration_s` seconds from the first frame to the last, so `duration_s * fps + 1` frames, frame k at k /
+    fps seconds.
+    """
 
     seed: int
     fps: int
@@ -183,7 +195,8 @@ class Scene:
         intervals = self.duration_s * self.fps
         if self.fps <= 0 or self.duration_s <= 0 or abs(intervals - round(intervals)) > 1e-9:
             raise ValueError(
-                f"Scene needs fps > 0 and a duration that is a whole number of frame intervals, got {self.duration_s} s at {self.fps} fps."
+                "Scene needs fps > 0 and a duration that is a whole number of frame intervals, "
+                f"got {self.duration_s} s at {self.fps} fps."
             )
 
     @property
