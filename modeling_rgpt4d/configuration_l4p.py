@@ -30,7 +30,7 @@ class L4PConfig(PreTrainedConfig):
         last_dim (`int`, *optional*, defaults to 128): width of a head's last convolutions.
         image_mean, image_std (`tuple[float, ...]`, *optional*): normalisation of the RGB input in [0, 1]; ImageNet's by
             default.
-        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, qv_bias, initializer_range:
+        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps, qv_bias:
             as in `VideoMAEConfig`, whose blocks read them; `layer_norm_eps` is 1e-6 here.
     """
 
@@ -56,7 +56,6 @@ class L4PConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     layer_norm_eps: float = 1e-6
     qv_bias: bool = True
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         for name in ("taps", "layer_dims", "image_mean", "image_std"):  # JSON has no tuples

@@ -23,6 +23,8 @@ SIGNALS = tuple(SIGNAL_CHANNELS)
 FULL_RESOLUTION_LEVELS = ((1, 2, 2), (1, 1, 1), (0, 0, 0), (-1, -1, -1))
 RAY_LEVELS = ((1, 0, 0), (1, 0, 0), (0, 0, 0), (-1, -1, -1))
 
+SMALL_START = 0.1
+
 
 @dataclass
 class L4POutput(ModelOutput):
@@ -61,6 +63,16 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()[None]
 
 
+def start_small(last: nn.Module) -> None:
+    """Let training from scratch start with small weights here: `SMALL_START` of what keeps the variance.
+
+    For the last layer of a residual branch, because no norm meets the stream on its way to the heads and it would grow
+    with depth; and for the last layer of a head, so that signals start near zero, and depth near one. `_init_weights`
+    reads the mark: in custom code the library does not call it for a module whose parameters are all its children's.
+    """
+    last.starts_small = True
+
+
 class L4PEncoder(nn.Module):
     """VideoMAE's patches and blocks over all tokens of a window: no class token, no final norm.
 
@@ -77,6 +89,8 @@ class L4PEncoder(nn.Module):
         for layer in self.layers:
             # transformers 5.17 gives the keys a bias too. A softmax over keys cannot see it, and the release has none.
             layer.attention.attention.key.register_parameter("bias", None)
+            start_small(layer.attention.output.dense)
+            start_small(layer.output.dense)
         self.register_buffer(
             "position_embeddings",
             sinusoidal_positions(self.patch_embeddings.num_patches, config.hidden_size),
@@ -120,6 +134,7 @@ class L4PResidualUnit(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv3d(dim, dim, kernel_size=3, padding=1)
         self.conv2 = nn.Conv3d(dim, dim, kernel_size=3, padding=1)
+        start_small(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
@@ -175,6 +190,7 @@ class L4PHead(nn.Module):
             nn.ReLU(),
             nn.Conv3d(config.last_dim, SIGNAL_CHANNELS[signal], kernel_size=1),
         )
+        start_small(self.output[-1])
 
     def forward(self, latents: Tensor) -> Tensor:
         # (B, N', h', w', c') seen as (B, c', N', h', w') is already channels-last: convolutions read it without a copy.
@@ -213,12 +229,10 @@ class L4PPreTrainedModel(PreTrainedModel):
             # A transposed convolution whose stride is its kernel gives each output one tap: its fan-in is the number of
             # input channels, the first axis of its weight.
             fan_in = module.in_channels if isinstance(module, nn.ConvTranspose3d) else module.weight[0].numel()
-            init.normal_(module.weight, mean=0.0, std=fan_in**-0.5)
+            scale = SMALL_START if getattr(module, "starts_small", False) else 1.0
+            init.normal_(module.weight, mean=0.0, std=scale * fan_in**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, L4PHead):
-            # Signals start near zero (depth near one), whatever the width.
-            init.normal_(module.output[-1].weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, L4PEncoder):
             positions = sinusoidal_positions(module.patch_embeddings.num_patches, self.config.hidden_size)
             init.copy_(module.position_embeddings, positions)
