@@ -2,10 +2,11 @@
 
 Every answer is computed from the scene and is exactly true as written; a question whose answer would be a matter of
 taste (a diagonal direction, say) is not asked. What a reader of the text alone could use is removed where possible:
-numeric options are a ladder on which the truth may stand on any rung, things that do not happen are asked about in the
-same words as things that do (category "False Positives"), and the options' order is shuffled.
+wrong numbers are what is true of other clips or a ladder on which the truth may stand on any rung, things that do not
+happen are asked about in the same words as things that do (category "False Positives"), and options are shuffled.
 """
 
+import itertools
 import json
 import math
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .world4d_render import instance_masks
-from .world4d_sampling import CHECK_SIZE_PX, DIRECTIONS_DEG, SIZES_M, SPLITS, TURNS_DEG, _pick
+from .world4d_sampling import CHECK_SIZE_PX, DIRECTIONS_DEG, SIZES_M, SPLITS, TURNS_DEG, _pick, draw_rate
 from .world4d_scene import Scene, SceneObject
 
 R4D_TASKS = (
@@ -31,6 +32,8 @@ TASKS = (*R4D_TASKS, "TimeBench")
 
 NOT_MOVING, NOT_TURNING = "it does not move", "it does not turn"
 DIRECTION_MARGIN = 1.5  # the stronger component of a direction must exceed the weaker one this many times
+MIN_RATIO = 1.19  # between speeds, accelerations and distances that are options of one question
+DISTRACTOR_DURATIONS_S = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 MIN_OFFSET_M = 0.4  # nearer things are neither left nor right of each other
 # Paper, A3. Its figure A15 prints 3x where its text says 4x; we follow the text.
 TIMEBENCH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -64,20 +67,6 @@ def _ladder(rng: np.random.Generator, truth: float, ratio: float) -> list[float]
     """Five values, each `ratio` times the one before, with `truth` on a random rung."""
     rank = _pick(rng, range(5))
     return [truth * ratio ** (rung - rank) for rung in range(5)]
-
-
-def _fine_ladder(rng: np.random.Generator, truth: float) -> list[float]:
-    """Five values half an octave apart (1, 1.5, 2, 3, 4, ... times a power of two), with `truth` on a random rung.
-
-    What objects travel spans little more than two octaves (`PATH_M`): on a coarser ladder most rungs could be ruled out
-    unseen.
-    """
-    rank = _pick(rng, range(5))
-    half_octave = lambda k: 2.0 ** (k // 2) * (1.5 if k % 2 else 1.0)  # noqa: E731
-    # Is the truth the 1 or the 1.5 of its octave? Distances have at most four decimals.
-    position = int(round(truth * 10_000) % 3 == 0)
-    unit = truth / half_octave(position)
-    return [unit * half_octave(position + rung - rank) for rung in range(5)]
 
 
 def _dominant(right: float, forward: float) -> str | None:
@@ -172,7 +161,7 @@ class _Asker:
             distance = float(np.linalg.norm(start - rest[0].position))
             text, items = "What is the distance between the centres of {0} and {1} in the first frame?", [first, *rest]
         truth = round(distance, 1)
-        values = [round(value, 1) for value in _ladder(self.rng, truth, 1.5)]
+        values = [round(value, 1) for value in _ladder(self.rng, truth, 1.3)]
         if len(set(values)) < 5:
             return None
         return text, items, [f"{value:.1f} m" for value in values], f"{truth:.1f} m"
@@ -248,35 +237,52 @@ class _Asker:
         return ask(item)
 
     def counting(self):
-        item, form = self.pick(self.scene.objects), self.pick(range(3))
-        others = [other for other in self.scene.objects if other is not item]
-        if form == 0:
-            truth, least = sum(other.shape == item.shape for other in others) + 1, 1
-            text = "Counting {0} itself, how many objects have the shape of {0}?"
-        elif form == 1:
-            truth, least = sum(other.color == item.color for other in others) + 1, 1
-            text = "Counting {0} itself, how many objects have the colour of {0}?"
-        else:
-            truth, least = sum(other.translates for other in others), 0
-            text = "Apart from {0}, how many objects move to another place?"
-        lowest = truth - self.pick(range(min(3, truth - least) + 1))
-        return text, [item], [str(lowest + i) for i in range(4)], str(truth)
+        kinds = {
+            "have the shape of {0}": lambda other, item: other.shape == item.shape,
+            "have the colour of {0}": lambda other, item: other.color == item.color,
+            "move to another place": lambda other, item: other.translates,
+            "turn about their vertical axis": lambda other, item: bool(other.yaw_rate_deg_s),
+        }
+        asked: dict[int, list[tuple[str, SceneObject]]] = {}
+        for item in self.scene.objects:
+            others = [other for other in self.scene.objects if other is not item]
+            for kind, counts in kinds.items():
+                asked.setdefault(sum(counts(other, item) for other in others), []).append((kind, item))
+        # The number first, then a question that has it as answer: most questions about a scene have the answers 0 or 1.
+        truth = self.pick(sorted(asked))
+        kind, item = self.pick(asked[truth])
+        # One set of options for nearly all: a window laid round the truth would have 0 as its lowest whenever 0 is right.
+        lowest = max(0, truth - 3)
+        return f"Apart from {{0}}, how many objects {kind}?", [item], [str(lowest + i) for i in range(4)], str(truth)
+
+    def _seen_elsewhere(self, truth: float, accelerates: bool, value: int) -> list[float]:
+        """`truth` and four values that objects of other clips have (`value` of `draw_rate`), each MIN_RATIO apart.
+
+        They follow the distribution of the truth, so none is more likely than another before one has seen the video.
+        """
+        values = [truth]
+        for attempt in itertools.count(1):
+            candidate = draw_rate(self.rng, accelerates, self.pick(DISTRACTOR_DURATIONS_S))[value]
+            if all(max(candidate, other) >= MIN_RATIO * min(candidate, other) for other in values):
+                values.append(candidate)
+            if len(values) == 5:
+                return values
+            if attempt % 50 == 0:  # values in between left no room for a fifth
+                values = [truth]
 
     def speed(self):
         moving = [item for item in self.scene.objects if item.translates]
         if not moving:
             return None
         item = self.pick(moving)
-        if item.motion == "accelerate":
-            text, truth, unit = (
-                "What is the acceleration of {0}, which starts from rest?",
-                float(np.linalg.norm(item.acceleration)),
-                "m/s²",
-            )
-        else:
-            text, truth, unit = "What is the speed of {0}?", float(np.linalg.norm(item.velocity)), "m/s"
-        values = _ladder(self.rng, truth, 2.0)
-        return text, [item], [f"{_number(value)} {unit}" for value in values], f"{_number(truth)} {unit}"
+        accelerates = item.motion == "accelerate"
+        truth = float(np.linalg.norm(item.acceleration if accelerates else item.velocity))
+        unit = "m/s²" if accelerates else "m/s"
+        text = (
+            "What is the acceleration of {0}, which starts from rest?" if accelerates else "What is the speed of {0}?"
+        )
+        values = [_number(value) for value in self._seen_elsewhere(truth, accelerates, 0)]
+        return text, [item], [f"{value} {unit}" for value in values], f"{values[0]} {unit}"
 
     def path_length(self):
         moving = [item for item in self.scene.objects if item.translates]
@@ -284,9 +290,8 @@ class _Asker:
             return None
         item = self.pick(moving)
         truth = travelled_m(item, self.scene.duration_s)
-        values = _fine_ladder(self.rng, truth)
-        text = "How far does {0} travel from the first frame to the last?"
-        return text, [item], [f"{_number(value)} m" for value in values], f"{_number(truth)} m"
+        values = [f"{_number(value)} m" for value in self._seen_elsewhere(truth, item.motion == "accelerate", 1)]
+        return "How far does {0} travel from the first frame to the last?", [item], values, values[0]
 
     def timebench(self):
         duration = self.scene.duration_s

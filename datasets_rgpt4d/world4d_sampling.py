@@ -57,6 +57,14 @@ def _pick(rng: np.random.Generator, options, weights=None):
     return options[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
 
 
+def draw_rate(rng: np.random.Generator, accelerates: bool, duration_s: float) -> tuple[float, float]:
+    """Speed (m/s), or acceleration from rest (m/s^2), and the path in metres that it gives in `duration_s`."""
+    # An accelerating object starts from rest and never turns back: path = a T^2 / 2.
+    reach = duration_s**2 / 2 if accelerates else duration_s
+    rate = _pick(rng, [rate for rate in RATES if PATH_M[0] - 1e-9 <= rate * reach <= PATH_M[1] + 1e-9])
+    return rate, rate * reach
+
+
 def _sample_camera(rng: np.random.Generator, duration_s: float) -> Camera:
     motion = _pick(rng, CAMERA_MOTIONS, (4, 2, 2, 2))
     yaw = float(_pick(rng, range(-20, 25, 5)))
@@ -83,9 +91,9 @@ def _sample_object(
     if shape == "sphere":
         size = (width, width, width)
     elif shape == "cylinder":
-        size = (width, _pick(rng, SIZES_M[1:]), width)
+        size = (width, _pick(rng, SIZES_M), width)
     else:
-        size = (width, _pick(rng, SIZES_M[1:4]), _pick(rng, SIZES_M[1:4]))
+        size = (width, _pick(rng, SIZES_M), _pick(rng, SIZES_M[1:4]))
     depth = rng.uniform(2.8, 7.0)
     lateral = rng.uniform(-0.42, 0.42) * depth
     yaw = math.radians(camera.yaw_deg)
@@ -96,9 +104,7 @@ def _sample_object(
             camera.yaw_deg + _pick(rng, tuple(DIRECTIONS_DEG.values())) + _pick(rng, DIRECTION_JITTER_DEG)
         )
         direction = (round(math.sin(heading), 9), 0.0, round(math.cos(heading), 9))
-        # An accelerating object starts from rest and never turns back: path = a T^2 / 2.
-        reach = duration_s**2 / 2 if motion == "accelerate" else duration_s
-        rate = _pick(rng, [rate for rate in RATES if PATH_M[0] - 1e-9 <= rate * reach <= PATH_M[1] + 1e-9])
+        rate, _ = draw_rate(rng, motion == "accelerate", duration_s)
         vector = tuple(rate * component for component in direction)
         velocity, acceleration = (velocity, vector) if motion == "accelerate" else (vector, acceleration)
     turn = _pick(rng, (-1, 1)) * _pick(rng, TURNS_DEG) / duration_s if "spin" in motion else 0.0

@@ -17,7 +17,7 @@ def _codec() -> tuple[str, dict[str, str]]:
         av.codec.Codec("libx264", "w")
     except ValueError:
         return "mpeg4", {"qscale": "2", "bf": "0"}
-    # mbtree off: with it, one encoding in ten of the same 32 px clip differed (its SIMD path, since asm=0 also cures it).
+    # mbtree off: with it, one encoding in ten of the same 32 px clip differed (asm=0 also cures it).
     return "libx264", {"crf": "18", "preset": "veryfast", "bf": "0", "x264-params": "mbtree=0"}
 
 

@@ -134,7 +134,7 @@ def test_right_answers_stand_at_every_position_and_rung(clips):
         )
         total = sum(position.values())
         assert set(position) == set(range(count))
-        # five standard deviations of a fair die: fails by chance once in a million, but always if options are not shuffled
+        # Five standard deviations of a fair die: never by chance, always if options are not shuffled.
         spread = 5 * math.sqrt(total * (1 / count) * (1 - 1 / count))
         assert all(abs(value - total / count) < spread for value in position.values())
     for task in ("Speed & Acceleration", "Displacement & Path Length"):
@@ -209,7 +209,7 @@ def test_rotational_answers_follow_from_the_scene(clips):
 
 
 def test_positive_yaw_is_clockwise_seen_from_above():
-    """A point in front (+z, away from the camera) goes to the right (+x): as clock hands do for one who looks down with +z up."""
+    """A point in front (+z) goes to the right (+x), as clock hands do for one who looks down with +z up."""
     item = SceneObject("box", "red", (1, 1, 1), (0, -0.5, 5), 0.0, (0, 0, 0), (0, 0, 0), 90.0, 0)
     rotation, _ = item.pose([1.0])
     np.testing.assert_allclose(rotation[0] @ [0, 0, 1], [1, 0, 0], atol=1e-12)
@@ -219,18 +219,19 @@ def test_counts_follow_from_the_scene(clips):
     seen = set()
     for scene, row in rows_of(clips, "Counting"):
         item = named(scene, row)
-        if "shape" in row["question"].split("have")[-1]:
-            truth = sum(other["shape"] == item["shape"] for other in scene["objects"])
+        others = [other for other in scene["objects"] if other is not item]
+        if "shape" in row["question"]:
+            truth = sum(other["shape"] == item["shape"] for other in others)
         elif "colour" in row["question"]:
-            truth = sum(other["color"] == item["color"] for other in scene["objects"])
+            truth = sum(other["color"] == item["color"] for other in others)
+        elif "turn" in row["question"]:
+            truth = sum(other["yaw_rate_deg_s"] != 0 for other in others)
         else:
-            truth = sum(
-                any(other["velocity"]) or any(other["acceleration"]) for other in scene["objects"] if other is not item
-            )
+            truth = sum(any(other["velocity"]) or any(other["acceleration"]) for other in others)
         assert row["answer"] == str(truth)
         assert all(0 <= int(option) for option in row["options"])
-        seen.add(row["answer"])
-    assert len(seen) >= 4
+        seen.add((row["question"].split(">")[1], truth))
+    assert len(seen) >= 12
 
 
 def test_relations_follow_from_the_scene(clips):
