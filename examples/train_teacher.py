@@ -30,7 +30,7 @@ from trainer.signal_errors import MeanWithInterval, signal_errors
 
 WORLD4D = {config.name: config for config in CONFIGS}
 # Near the inverse of each term's size after a few steps, so that the encoder listens to all four.
-LOSS_WEIGHTS = {"depth": 1.0, "flow": 0.3, "motion": 1.0, "camray": 1.0}
+LOSS_WEIGHTS = {"depth": 1.0, "flow": 0.5, "motion": 1.0, "camray": 3.0}
 AVERAGE_CLIPS = 64  # from which the averages of the train split are taken
 RECORD, SETTINGS, LOG = "teacher_errors.json", "settings.json", "training_log.jsonl"
 
@@ -159,13 +159,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="where the model, its log and its errors go")
     parser.add_argument("--world4d", choices=list(WORLD4D), default="tiny", help="size of World4D: durations and fps")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=250, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=4, help="clips a step and process")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate; cosine, warmed up")
     parser.add_argument("--warmup", type=float, default=0.05, help="share of the steps that warm up")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the clips")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render; 0 suits few cores without a GPU")
     parser.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--eval-clips", type=int, default=60, help="clips of the test split")
     size = parser.add_argument_group("size of the teacher")
