@@ -1,6 +1,5 @@
 """Data sets of rgpt4d."""
 
-from .clip_conversation import clip_conversation
 from .multiple_choice import answer_letter, multiple_choice_prompt, to_messages
 from .world4d import CONFIGS, World4D, World4DConfig, save_world4d
 from .world4d_questions import TASKS, scene_questions
@@ -18,7 +17,6 @@ __all__ = [
     "World4D",
     "World4DConfig",
     "answer_letter",
-    "clip_conversation",
     "combinations",
     "multiple_choice_prompt",
     "render_frames",

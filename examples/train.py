@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -59,15 +59,16 @@ def world4d_truth(row: dict, timestamps: torch.Tensor, size: int, ray_size: int)
     return render_signals(Scene.from_json(row["scene"]), timestamps.double(), size, ray_size)
 
 
-def conversations(rows: dict[str, list]) -> dict[str, list]:
-    """World4D rows -> what the collator reads."""
-    singles = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-    return {"id": rows["id"], "scene": rows["scene"], "messages": [to_messages(row) for row in singles]}
+def conversations(questions: dict[str, list]) -> dict[str, list]:
+    """A batch of World4D rows -> what the collator reads; the videos stay undecoded."""
+    rows = [dict(zip(questions, values, strict=True)) for values in zip(*questions.values(), strict=True)]
+    return {"id": questions["id"], "scene": questions["scene"], "messages": [to_messages(row) for row in rows]}
 
 
-def one_row_per_clip(dataset, limit: int) -> list[dict]:
-    first = {scene: index for index, scene in reversed(list(enumerate(dataset.with_format(None)["scene"])))}
-    return [dataset[index] for index in sorted(first.values())[:limit]]
+def one_row_per_clip(questions: Dataset, limit: int) -> list[dict]:
+    first_of_clip = {scene: index for index, scene in reversed(list(enumerate(questions["scene"])))}
+    rows = questions.with_transform(conversations)
+    return [rows[index] for index in sorted(first_of_clip.values())[:limit]]
 
 
 def main() -> None:
@@ -80,8 +81,7 @@ def main() -> None:
         print(f"{args.output_dir} holds this run already; remove the folder to run it again.")
         return
 
-    dataset = load_dataset(run.data)
-    train, test = (dataset[split].with_transform(conversations) for split in ("train", "test"))
+    questions = load_dataset(run.data)
     processor = AutoProcessor.from_pretrained(run.model, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(run.model, trust_remote_code=True)
     teacher = truth = None
@@ -98,11 +98,11 @@ def main() -> None:
         model,
         args,
         teacher=teacher,
-        train_dataset=train,
+        train_dataset=questions["train"].with_transform(conversations),
         processing_class=processor,
         data_collator=P4DCollator(processor, run.num_frames, truth if run.truth else None),
     )
-    clips = one_row_per_clip(test, run.perception_clips)
+    clips = one_row_per_clip(questions["test"], run.perception_clips)
     if teacher is not None and run.picture_steps:
         trainer.add_callback(PerceptionPictures(trainer, clips[0], run.picture_steps, Path(args.output_dir) / "pictures"))
 

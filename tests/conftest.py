@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers and datasets are imported: no test needs the network
@@ -21,6 +23,33 @@ def shared_dir() -> Path:
     if not (root / "parity").is_dir():
         pytest.skip("reference tensors and assets are not here; set RGPT4D_SHARED to their folder to run this test")
     return root
+
+
+# Hides a project that is installed in editable mode, which puts a finder of its own before all others.
+HIDE_PROJECT = """
+import importlib.util, sys
+sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
+assert importlib.util.find_spec("modeling_rgpt4d") is None, "the project must not be on the path here"
+"""
+
+
+@pytest.fixture
+def run_as_stranger(tmp_path):
+    """Call it with a script and its arguments: a fresh process that has the libraries, but not this project, no network
+    and no cache, started in another folder. Returns what it printed; a failure fails the test with its messages."""
+
+    def run(script: str, *arguments: str | os.PathLike) -> str:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        hidden = ("PYTHONPATH", "HF_MODULES_CACHE", "HF_HUB_CACHE")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-c", HIDE_PROJECT + script, *map(str, arguments)]
+        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def pytest_addoption(parser):

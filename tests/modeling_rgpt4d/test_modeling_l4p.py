@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -178,29 +175,26 @@ def test_save_and_load_round_trip_restores_the_position_table(model, tmp_path):
         assert torch.equal(output[name], expected[name])
 
 
-def test_saved_folder_loads_as_remote_code_without_this_project(model, tmp_path):
-    folder, elsewhere = tmp_path / "teacher", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+STRANGER = """
+import sys, torch
+from transformers import AutoConfig, AutoModel
+folder, video, out = sys.argv[1:]
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "l4p"
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+assert "modeling_rgpt4d" not in sys.modules
+with torch.no_grad():
+    output = model(torch.load(video))
+torch.save(dict(output), out)
+model.save_pretrained(folder + "-again")
+"""
+
+
+def test_saved_folder_loads_as_remote_code_without_this_project(model, tmp_path, run_as_stranger):
+    folder = tmp_path / "teacher"
     model.save_pretrained(folder)
     video = video_for(model.config)
     torch.save(video, tmp_path / "video.pt")
-    script = (
-        "import sys, torch\n"
-        "from transformers import AutoConfig, AutoModel\n"
-        "folder, video, out = sys.argv[1:]\n"
-        "assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == 'l4p'\n"
-        "model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()\n"
-        "assert 'modeling_rgpt4d' not in sys.modules\n"
-        "with torch.no_grad():\n"
-        "    output = model(torch.load(video))\n"
-        "torch.save(dict(output), out)\n"
-        "model.save_pretrained(folder + '-again')\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-c", script, str(folder), str(tmp_path / "video.pt"), str(tmp_path / "out.pt")]
-    finished = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    run_as_stranger(STRANGER, folder, tmp_path / "video.pt", tmp_path / "out.pt")
     remote = torch.load(tmp_path / "out.pt")
     with torch.no_grad():
         expected = model(video)
