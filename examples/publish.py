@@ -1,0 +1,125 @@
+"""Export a trained model with its card, ready for the Hub, and upload it if a repository is named.
+
+    python examples/publish.py --run runs/p4d --evaluation runs/p4d-eval --from-scratch --name small-4d-rgpt \
+        --output runs/small-4d-rgpt
+
+The folder then loads with `AutoModelForImageTextToText.from_pretrained(..., trust_remote_code=True)`. What the card says
+is read from the records of the run and of the evaluation.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hub_cards import model_card, publish, write_card
+
+
+def parse_origin(text: str) -> dict:
+    """`NAME,LICENSE` of the weights that a run started from."""
+    name, _, license = text.rpartition(",")
+    if not name or not license:
+        raise argparse.ArgumentTypeError(f"{text!r} should be NAME,LICENSE, for example nvidia/4D-RGPT-8B,cc-by-nc-4.0")
+    return {"name": name, "role": "initial weights", "license": license}
+
+
+def read_record(folder: Path, name: str, made_by: str) -> dict:
+    file = folder / name
+    if not file.exists():
+        raise SystemExit(f"There is no {file}; make it with {made_by}.")
+    return json.loads(file.read_text())
+
+
+def card_record(args: argparse.Namespace) -> dict:
+    run = read_record(args.run, "run.json", "examples/train.py")
+    scores = read_record(args.evaluation, "scores.json", "examples/run_eval.py")
+    evaluation = read_record(args.evaluation, "settings.json", "examples/run_eval.py")
+    if Path(evaluation["model"]).resolve() != args.run.resolve():
+        raise SystemExit(f"{args.evaluation} evaluated {evaluation['model']}, not {args.run}.")
+    world4d = read_record(Path(run["settings"]["data"]), "world4d.json", "examples/render_world4d.py")
+    revision = f"{world4d['name']}, version {world4d['version']}, seed {world4d['seed']}"
+    weights = run["distillation"] or {}
+    origins = [] if args.from_scratch else list(args.origin)
+    if run["settings"]["teacher"] is not None:
+        origins.append({"name": "the teacher", "role": "teacher", "license": args.teacher_license})
+    return {
+        "name": args.name,
+        "summary": "A 4D-RGPT trained on World4D, rendered scenes with exact 4D truth.",
+        "repo_id": args.repo_id or args.name,
+        "num_frames": run["settings"]["num_frames"],
+        "origins": origins,
+        "data": [{"name": "World4D train", "id": None, "revision": revision, "license": "apache-2.0"}],
+        "training": {
+            "command": run["command"],
+            "steps": run["steps"],
+            "seed": run["settings"]["seed"],
+            "device": run["device"],
+            "versions": run["versions"],
+            "teacher": run["settings"]["teacher"] and "a small L4P trained on World4D's exact truth",
+            "losses": {
+                "sft": 1.0,
+                "latent": weights.get("alpha", 0.0),
+                "explicit": weights.get("beta", 0.0),
+                "signals": {name: value for name, value in weights.items() if name not in ("alpha", "beta")},
+            },
+        },
+        "results": [
+            {
+                "benchmark": "World4D test",
+                "dataset_id": "world4d",
+                "split": evaluation["split"],
+                "revision": revision,
+                "command": "python examples/run_eval.py " + " ".join(f"--{k} {v}" for k, v in evaluation.items()),
+                "scores": scores,
+            }
+        ],
+        "overlaps": [
+            {
+                "train": "World4D train",
+                "test": "World4D test",
+                "note": "no common scene, and no common combination of shape, colour and motion.",
+            }
+        ],
+        "limits": [
+            "Trained on rendered scenes alone; answers about real videos mean nothing yet.",
+            "A reply is the text of an option; it was not trained on free-form questions.",
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of examples/train.py")
+    parser.add_argument("--evaluation", type=Path, required=True, help="folder of examples/run_eval.py for that run")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--name", required=True, help="what the model is called")
+    initial = parser.add_mutually_exclusive_group(required=True)
+    initial.add_argument("--from-scratch", action="store_true", help="the run started from random weights")
+    initial.add_argument(
+        "--origin", type=parse_origin, action="append", help="NAME,LICENSE of the weights that the run started from"
+    )
+    parser.add_argument(
+        "--teacher-license", default="apache-2.0", help="license of the teacher's weights (default: %(default)s)"
+    )
+    parser.add_argument("--repo-id", help="upload to this Hub repository, user/name")
+    parser.add_argument("--public", action="store_true", help="make the repository public (default: private)")
+    args = parser.parse_args()
+    if args.output.exists():
+        raise SystemExit(f"{args.output} exists; remove it or choose another --output.")
+
+    card = model_card(card_record(args))
+    unfinished = args.output.with_name(f".{args.output.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    AutoModelForImageTextToText.from_pretrained(args.run, trust_remote_code=True).save_pretrained(unfinished)
+    AutoProcessor.from_pretrained(args.run, trust_remote_code=True).save_pretrained(unfinished)
+    write_card(card, unfinished)
+    unfinished.replace(args.output)
+    print(f"{args.output} holds the model, its processor, their code and the card.")
+    if args.repo_id:
+        print(publish(args.output, args.repo_id, private=not args.public))
+
+
+if __name__ == "__main__":
+    main()
