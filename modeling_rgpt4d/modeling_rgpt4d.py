@@ -473,6 +473,8 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         embedding = self.model.get_input_embeddings()
         name = next(name for name, module in self.model.language_model.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
+        # A placeholder that the model itself wrote would have no pixels. A folder's generation_config.json overrides this.
+        self.generation_config.suppress_tokens = [config.image_token_id, config.video_token_id]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
