@@ -6,16 +6,17 @@ ROOMS = ["modeling_rgpt4d", "trainer", "datasets_rgpt4d", "metrics_rgpt4d", "hub
 README = Path(__file__).parent / "README.md"
 
 # Lower bounds are versions on which the tests ran; that of torch is transformers' own.
-TRAIN = ["accelerate", "datasets>=5.2", "peft", "trl>=1.16"]
+TRAIN = ["accelerate", "datasets>=5.2", "matplotlib", "peft", "trl>=1.16"]
 EVAL = ["datasets>=5.2", "evaluate>=0.4.6"]
 DEMO = ["matplotlib", "scipy"]
+CURATION = ["datasets>=5.2"]  # the marks and the schema of R4D-Bench's rows; its tools come with their code
 DEV = ["pytest", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="rgpt4d",
     version="0.1.0",
     description="4D-RGPT for Hugging Face transformers 5: region-level 4D video question answering by distillation",
-    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description=README.read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
@@ -36,7 +37,8 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "demo": DEMO,
-        "dev": sorted({*TRAIN, *EVAL, *DEMO, *DEV}),
+        "curation": CURATION,
+        "dev": sorted({*TRAIN, *EVAL, *DEMO, *CURATION, *DEV}),
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

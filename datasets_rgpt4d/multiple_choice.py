@@ -10,6 +10,7 @@ INSTRUCTIONS = {
     "letter": "Answer with only the letter of the correct option.",  # wording of R4D-Bench's official prompt
     "text": "Answer with only the text of the correct option.",
 }
+LONGEST_SPOKEN_OPTION = 40  # characters; World4D's options have up to 30, its 3D boxes in JSON about 110
 
 
 def multiple_choice_prompt(question: str, options: Sequence[str], answer_with: AnswerWith = "letter") -> str:
@@ -34,16 +35,20 @@ def answer_letter(options: Sequence[str], answer: str) -> str:
 
 
 def to_messages(
-    row: Mapping[str, Any], answer_with: AnswerWith = "text", with_answer: bool = True
+    row: Mapping[str, Any], answer_with: AnswerWith | None = None, with_answer: bool = True
 ) -> list[dict[str, Any]]:
     """Turn a row into chat messages: the video with its regions, the prompt, and the answer as the assistant's turn.
 
     Args:
         row: needs `video` (path, or a dict with `path` and `bytes`), `regions`, `question`, `options` and, if
             `with_answer`, `answer` (the text of the right option).
-        answer_with: what the prompt asks for, and what the assistant says: the option's letter or its text.
+        answer_with: what the prompt asks for, and what the assistant says: the option's letter or its text. By default
+            the text, but the letter where an option is longer than `LONGEST_SPOKEN_OPTION`, as a 3D box in JSON is: most
+            of the loss would then be on reciting brackets.
         with_answer: False leaves the assistant's turn out, as evaluation wants it.
     """
+    if answer_with is None:
+        answer_with = "letter" if max(map(len, row["options"])) > LONGEST_SPOKEN_OPTION else "text"
     prompt = multiple_choice_prompt(row["question"], row["options"], answer_with)
     content = [
         {"type": "video", "video": row["video"], "regions": list(row["regions"])},

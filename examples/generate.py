@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--video", required=True, help="video file")
     parser.add_argument("--question", required=True, help="may name regions: <obj_1>, <obj_2>, ...")
     parser.add_argument("--region", type=parse_region, action="append", default=[], help="name:x1,y1,x2,y2 or name:x,y")
-    parser.add_argument("--num-frames", type=int, default=16, help="frames sampled from the video (default: %(default)s)")
+    parser.add_argument(
+        "--num-frames", type=int, default=16, help="frames sampled from the video (default: %(default)s)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a JSON record instead of the answer alone")
     args = parser.parse_args()

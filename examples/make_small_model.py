@@ -1,6 +1,6 @@
 """Make a small 4D-RGPT with random weights, and a tokenizer learned from a data set's texts: what a laptop can train.
 
-    python examples/make_small_model.py --data runs/world4d --output runs/small
+python examples/make_small_model.py --data runs/world4d --output runs/small
 """
 
 import argparse
@@ -106,7 +106,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of a World4D data set; its training texts make the tokenizer")
+    parser.add_argument(
+        "--data", required=True, help="folder of a World4D data set; its training texts make the tokenizer"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder for model, processor and tokenizer")
     parser.add_argument("--image-size", type=int, default=64, help="side of a frame in pixels (default: %(default)s)")
     parser.add_argument("--patch-size", type=int, default=8, help="side of a patch in pixels (default: %(default)s)")

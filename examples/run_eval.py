@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of a World4D data set (examples/render_world4d.py)")
     parser.add_argument("--split", default="test", help="split to answer (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="folder for answers.jsonl and scores.json")
-    parser.add_argument("--num-frames", type=int, default=8, help="frames sampled from each video (default: %(default)s)")
+    parser.add_argument(
+        "--num-frames", type=int, default=8, help="frames sampled from each video (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="questions at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="longest reply (default: %(default)s)")
     args = parser.parse_args()
@@ -95,7 +97,10 @@ def main() -> None:
     unfinished = args.output / "scores.part"
     unfinished.write_text(json.dumps(scores, indent=1))
     unfinished.replace(args.output / "scores.json")
-    columns = {**{column: scores[column] for column in scores["n"]}, **{k: v["accuracy"] for k, v in scores["other"].items()}}
+    columns = {
+        **{column: scores[column] for column in scores["n"]},
+        **{k: v["accuracy"] for k, v in scores["other"].items()},
+    }
     print("  ".join(f"{column} {value:.1f}" for column, value in columns.items() if value is not None))
     print(f"n = {scores['n']['Avg']}, {scores['unparsable']} unparsable; the rest is in {args.output / 'scores.json'}")
 

@@ -43,7 +43,8 @@ class RunArguments:
     model: str = field(metadata={"help": "Folder or Hub id of the model to start from."})
     data: str = field(metadata={"help": "Folder of a World4D data set (examples/render_world4d.py)."})
     teacher: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an L4P teacher. Without one: supervised fine-tuning alone."}
+        default=None,
+        metadata={"help": "Folder or Hub id of an L4P teacher. Without one: supervised fine-tuning alone."},
     )
     truth: bool = field(
         default=False, metadata={"help": "Distil World4D's exact signals; the teacher lends only its heads."}
@@ -53,7 +54,8 @@ class RunArguments:
         default_factory=list, metadata={"help": "Steps at which to draw what the student perceives; 0 is the start."}
     )
     perception_clips: int = field(
-        default=32, metadata={"help": "Test clips on which the perceived signals are compared with the truth at the end."}
+        default=32,
+        metadata={"help": "Test clips on which the perceived signals are compared with the truth at the end."},
     )
 
 
@@ -80,7 +82,9 @@ def main() -> None:
     settings = {**asdict(run), "seed": args.seed, "max_steps": args.max_steps}
     if record_file.exists():
         if json.loads(record_file.read_text())["settings"] != settings:
-            raise SystemExit(f"{args.output_dir} holds a finished run with other settings; choose another --output_dir.")
+            raise SystemExit(
+                f"{args.output_dir} holds a finished run with other settings; choose another --output_dir."
+            )
         print(f"{args.output_dir} holds this run already; remove the folder to run it again.")
         return
 
@@ -107,10 +111,14 @@ def main() -> None:
     )
     clips = one_row_per_clip(questions["test"], run.perception_clips)
     if teacher is not None and run.picture_steps:
-        trainer.add_callback(PerceptionPictures(trainer, clips[0], run.picture_steps, Path(args.output_dir) / "pictures"))
+        trainer.add_callback(
+            PerceptionPictures(trainer, clips[0], run.picture_steps, Path(args.output_dir) / "pictures")
+        )
 
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if record_file.parent.exists() else None)
+    result = trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(args.output_dir) if record_file.parent.exists() else None
+    )
     trainer.save_model(args.output_dir)
     trainer.save_state()
 
@@ -124,7 +132,9 @@ def main() -> None:
         "steps": trainer.state.global_step,
         "seconds": round(time.perf_counter() - started, 1),
         "log": trainer.state.log_history,
-        "perception": None if teacher is None else perception_errors(trainer, clips, truth, args.per_device_train_batch_size),
+        "perception": None
+        if teacher is None
+        else perception_errors(trainer, clips, truth, args.per_device_train_batch_size),
     }
     if trainer.is_world_process_zero():
         unfinished = record_file.with_suffix(".part")

@@ -159,7 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="where the model, its log and its errors go")
     parser.add_argument("--world4d", choices=list(WORLD4D), default="tiny", help="size of World4D: durations and fps")
-    parser.add_argument("--steps", type=int, default=250, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=4, help="clips a step and process")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate; cosine, warmed up")
     parser.add_argument("--warmup", type=float, default=0.05, help="share of the steps that warm up")
@@ -175,7 +175,7 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--hidden-size", type=int, default=96, help="width of the encoder")
     size.add_argument("--layers", type=int, default=4, help="blocks of the encoder; at least 4")
     size.add_argument("--heads", type=int, default=4, help="attention heads of a block")
-    size.add_argument("--feature-dim", type=int, default=16, help="width of the signal heads")
+    size.add_argument("--feature-dim", type=int, default=8, help="width of the signal heads")
     size.add_argument("--last-dim", type=int, default=8, help="width of their last convolutions")
     return parser.parse_args()
 

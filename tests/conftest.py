@@ -13,7 +13,9 @@ from examples.make_small_model import build_tokenizer
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A byte-level BPE of about 400 tokens with the chat and placeholder tokens of `RGPT4DProcessor`."""
-    return build_tokenizer(["How fast is <obj_1> moving relative to <obj_2>?", "Options:\n(A) left\n(B) right"] * 2, 400)
+    return build_tokenizer(
+        ["How fast is <obj_1> moving relative to <obj_2>?", "Options:\n(A) left\n(B) right"] * 2, 400
+    )
 
 
 @pytest.fixture(scope="session")
@@ -54,5 +56,7 @@ def run_as_stranger(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--record-trajectories", action="store_true", help="write the losses of the trajectory tests instead of checking them"
+        "--record-trajectories",
+        action="store_true",
+        help="write the losses of the trajectory tests instead of checking them",
     )

@@ -12,8 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", README)
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
-SCRIPTS = sorted({word for line in COMMANDS for word in shlex.split(line, comments=True) if word.startswith("examples/")})
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
+]
+SCRIPTS = sorted(
+    {word for line in COMMANDS for word in shlex.split(line, comments=True) if word.startswith("examples/")}
+)
 
 
 @pytest.mark.parametrize("text, target", [link for link in LINKS if not link[1].startswith("http")])

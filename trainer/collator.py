@@ -75,6 +75,8 @@ def _without_none(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return {key: value for key, value in block.items() if value is not None} if isinstance(block, dict) else block
 
     return [
-        {**message, "content": [clean(b) for b in message["content"]]} if isinstance(message["content"], list) else message
+        {**message, "content": [clean(b) for b in message["content"]]}
+        if isinstance(message["content"], list)
+        else message
         for message in messages
     ]

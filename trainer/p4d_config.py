@@ -47,14 +47,17 @@ class P4DConfig(SFTConfig):
         metadata={"help": "Signals to distil: any of depth, flow, motion, camray (Table 5)."},
     )
     decoder_kind: str = field(
-        default="mlp", metadata={"help": "Perception decoder: mlp (paper) or linear (release).", "choices": ["mlp", "linear"]}
+        default="mlp",
+        metadata={"help": "Perception decoder: mlp (paper) or linear (release).", "choices": ["mlp", "linear"]},
     )
     decoder_hidden_size: int = field(
         default=2560, metadata={"help": "Hidden width of the MLP decoder, 'a hidden dimension of 2,560' (A1.1)."}
     )
 
     max_length: int | None = field(default=None, metadata={"help": "Must stay unset: a cut prompt would lose frames."})
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay False: the collator needs them."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay False: the collator needs them."}
+    )
     dataset_kwargs: dict[str, Any] | None = field(
         default_factory=lambda: {"skip_prepare_dataset": True}, metadata={"help": "Arguments of dataset preparation."}
     )
@@ -68,7 +71,9 @@ class P4DConfig(SFTConfig):
             if unknown := [value for value in values if value not in known]:
                 raise ValueError(f"`{name}` has unknown entries {unknown}; choose from {list(known)}.")
         if self.max_length is not None:
-            raise ValueError(f"`max_length` is {self.max_length}; leave it unset, because cutting a prompt would lose frames.")
+            raise ValueError(
+                f"`max_length` is {self.max_length}; leave it unset, because cutting a prompt would lose frames."
+            )
         for name in ("alpha", "beta", *(f"lambda_{signal}" for signal in SIGNALS)):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; a loss weight must be at least 0.")

@@ -51,7 +51,9 @@ class P4DTrainer(SFTTrainer):
         if not isinstance(args, P4DConfig):
             raise TypeError(f"P4DTrainer takes its settings as a P4DConfig, got {type(args).__name__}.")
         if kwargs.get("data_collator") is None:
-            raise ValueError("P4DTrainer needs `data_collator`, a trainer.P4DCollator: TRL's own would drop the videos.")
+            raise ValueError(
+                "P4DTrainer needs `data_collator`, a trainer.P4DCollator: TRL's own would drop the videos."
+            )
         super().__init__(model, args, **kwargs)
         core = self._core(self.model)
         if kwargs.get("peft_config") is None:
@@ -159,7 +161,9 @@ class P4DTrainer(SFTTrainer):
         """Sum of `(num_videos,)` losses over their count: of the accumulated batch when training, else of this batch."""
         if num_items_in_batch is None:
             return losses.mean()
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # DDP averages gradients
+        scale = (
+            self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        )  # DDP averages gradients
         return losses.sum() * scale / self._num_videos_in_batch
 
     def _natural_sft(self, loss: torch.Tensor, inputs: dict[str, Any], num_items_in_batch) -> torch.Tensor:
@@ -186,7 +190,12 @@ class P4DTrainer(SFTTrainer):
         """Eq. 3 and 4: hidden states of the frame tokens -> the student's latents and its decoded signals."""
         num_videos, num_frames = inputs["pixel_values_videos"].shape[:2]
         frames = frame_hidden_states(
-            hidden_states, inputs["input_ids"], core.config.video_token_id, num_videos, num_frames, core.config.frame_grid
+            hidden_states,
+            inputs["input_ids"],
+            core.config.video_token_id,
+            num_videos,
+            num_frames,
+            core.config.frame_grid,
         )
         latents = self.perception_decoder(frames.to(self.perception_decoder.dtype))
         return latents, self.teacher.decode(latents, tuple(self.args.signal_weights)) if self.args.signals else {}

@@ -52,9 +52,7 @@ class L4PTeacher:
 
     motion_kind = "logit"
 
-    def __init__(
-        self, model: L4PModel, depth_scale: DepthScale = "per_window_scale", signals: Sequence[str] = SIGNALS
-    ):
+    def __init__(self, model: L4PModel, depth_scale: DepthScale = "per_window_scale", signals: Sequence[str] = SIGNALS):
         unknown = [signal for signal in signals if signal not in SIGNALS]
         if unknown:
             raise ValueError(f"unknown signals {unknown}; a teacher can give {list(SIGNALS)}")

@@ -31,6 +31,13 @@ def test_messages_have_the_video_first_and_the_answer_last(answer_with, expected
     assert to_messages(ROW, answer_with, with_answer=False) == [user]
 
 
+def test_only_long_options_are_answered_by_letter():
+    assert to_messages(ROW) == to_messages(ROW, "text")
+    boxes = {**ROW, "options": ['{"dimensions": [0.6, 0.6, 0.8], "central_point": [-1.2, 1.3, 3.6]}', "short"]}
+    boxes["answer"] = boxes["options"][0]
+    assert to_messages(boxes) == to_messages(boxes, "letter")
+
+
 def test_rows_that_cannot_be_asked_are_refused():
     with pytest.raises(ValueError, match="exactly one of the options"):
         answer_letter(["1", "1"], "1")

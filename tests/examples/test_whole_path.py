@@ -24,9 +24,34 @@ def checked(done: subprocess.CompletedProcess) -> str:
 
 
 def train_options(folder: Path, output: str, *more) -> list:
-    options = ["--config", EXAMPLES / "configs" / "small.yaml", "--model", folder / "small", "--data", folder / "world4d"]
-    options += ["--output_dir", folder / output, "--num_frames", 4, "--per_device_train_batch_size", 2, "--use_cpu", "true"]
-    options += ["--decoder_hidden_size", 16, "--dataloader_num_workers", 0, "--logging_steps", 1, "--disable_tqdm", "true"]
+    options = [
+        "--config",
+        EXAMPLES / "configs" / "small.yaml",
+        "--model",
+        folder / "small",
+        "--data",
+        folder / "world4d",
+    ]
+    options += [
+        "--output_dir",
+        folder / output,
+        "--num_frames",
+        4,
+        "--per_device_train_batch_size",
+        2,
+        "--use_cpu",
+        "true",
+    ]
+    options += [
+        "--decoder_hidden_size",
+        16,
+        "--dataloader_num_workers",
+        0,
+        "--logging_steps",
+        1,
+        "--disable_tqdm",
+        "true",
+    ]
     return [*options, *more]
 
 
@@ -100,7 +125,9 @@ def test_evaluation_goes_on_where_it_stopped_and_asking_works(path):
 
     (clip,) = (path / "world4d" / "videos" / "test").glob("*.mp4")
     ask = ["--video", clip, "--region", "obj_1:4,4,20,20", "--num-frames", 4, "--max-new-tokens", 4]
-    printed = checked(run_example("generate.py", "--model", path / "p4d", *ask, "--question", "Is <obj_1> red?", "--json"))
+    printed = checked(
+        run_example("generate.py", "--model", path / "p4d", *ask, "--question", "Is <obj_1> red?", "--json")
+    )
     asked = json.loads(printed.splitlines()[-1])
     assert asked["model_class"].startswith("transformers_modules.") and len(asked["timestamps"]) == 4
     wrong = run_example("generate.py", "--model", path / "p4d", *ask, "--question", "Is <obj_2> red?")

@@ -346,7 +346,7 @@ def test_several_images_and_videos_in_one_sample_keep_their_order(model):
 
 
 def test_generation_writes_no_placeholder(model):
-    sample = mixed_sample()
+    model, sample = copy.deepcopy(model), mixed_sample()  # other tests share the fixture
     with torch.no_grad():
         hidden = model.model(**sample).last_hidden_state[0, -1]
         model.lm_head.weight[VIDEO] = 10 * hidden  # by its logit alone, the next token would be a placeholder

@@ -43,6 +43,9 @@ def test_collator_names_a_row_without_answer(processor, rows):
 
 def test_collator_refuses_truth_for_several_videos(processor, rows):
     video = rows[0]["messages"][0]["content"][0]
-    row = {**rows[0], "messages": [{"role": "user", "content": [video, *rows[0]["messages"][0]["content"]]}, rows[0]["messages"][1]]}
+    row = {
+        **rows[0],
+        "messages": [{"role": "user", "content": [video, *rows[0]["messages"][0]["content"]]}, rows[0]["messages"][1]],
+    }
     with pytest.raises(ValueError, match="2 videos"):
         P4DCollator(processor, num_frames=4, truth=lambda row, seconds: {})([row])

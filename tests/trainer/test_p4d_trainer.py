@@ -118,7 +118,10 @@ def test_zero_weights_train_the_same_student_as_sft(make_trainer, teacher, tmp_p
 
 
 def test_every_term_is_logged_in_its_natural_scale(make_trainer, teacher):
-    one, two = make_trainer(teacher), make_trainer(teacher, gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    one, two = (
+        make_trainer(teacher),
+        make_trainer(teacher, gradient_accumulation_steps=2, per_device_train_batch_size=2),
+    )
     one.train()
     two.train()
     for name in ("loss_sft", "loss_ld", "loss_ed", "loss_depth", "loss_flow", "loss_motion", "loss_camray"):
@@ -152,7 +155,11 @@ def test_only_trainable_parts_change(make_trainer, teacher, make_model, trainabl
     before = make_model().state_dict()
     trainer = make_trainer(teacher, trainable=trainable, max_steps=1)
     trainer.train()
-    names = {"vision": "model.vision_tower.", "projector": "model.multi_modal_projector.", "llm": "model.language_model."}
+    names = {
+        "vision": "model.vision_tower.",
+        "projector": "model.multi_modal_projector.",
+        "llm": "model.language_model.",
+    }
     after = weights(trainer)
     for part, prefix in names.items():
         changed = any(not torch.equal(after[name], before[name]) for name in before if name.startswith(prefix))
@@ -239,7 +246,9 @@ def test_lora_trains_adapters_and_decoder(make_trainer, teacher, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("lora_" in name or name.startswith("perception_decoder.") for name in changed)
     assert any("lora_" in name for name in changed)
-    assert any(not torch.equal(value, decoder_before[name]) for name, value in trainer.perception_decoder.state_dict().items())
+    assert any(
+        not torch.equal(value, decoder_before[name]) for name, value in trainer.perception_decoder.state_dict().items()
+    )
     with safe_open(tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors", "pt") as file:
         assert all("lora_" in key for key in file.keys())
 
@@ -290,7 +299,9 @@ TRAJECTORIES = {
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_losses_follow_the_recorded_trajectory(make_trainer, teacher, name, request):
     """Guards against silent change. After a wanted change: `pytest -k trajectory --record-trajectories`."""
-    trainer = make_trainer(teacher, max_steps=20, per_device_train_batch_size=2, num_train_epochs=5, **TRAJECTORIES[name])
+    trainer = make_trainer(
+        teacher, max_steps=20, per_device_train_batch_size=2, num_train_epochs=5, **TRAJECTORIES[name]
+    )
     trainer.train()
     losses = logged(trainer, "loss")
     file = request.path.parent.parent / "artifacts" / "p4d_trajectories.json"
