@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINKS = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", README)
+LINKS = re.findall(r"\[([^\]]+)\]\(([^)]+)\)", README) + re.findall(r"<img ()src=\"([^\"]+)\"", README)
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
 ]

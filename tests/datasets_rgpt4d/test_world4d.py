@@ -48,6 +48,8 @@ def test_builder_gives_typed_rows_with_videos(built):
         assert len(set(rows["id"])) == len(rows) and set(rows["benchmark"]) == {"world4d"}
     row = dataset["test"][0]
     scene = Scene.from_json(row["scene"])
+    r4d_bench = "id benchmark task video source som_image question question_raw options answer time_start"
+    assert set(r4d_bench.split()) <= set(row)
     assert (row["fps"], row["duration_s"], row["time_start"]) == (scene.fps, scene.duration_s, None)
 
 

@@ -282,6 +282,17 @@ def test_pictures_are_drawn_at_the_chosen_steps(make_trainer, teacher, rows, tmp
         PerceptionPictures(make_trainer(), rows[0], [0], tmp_path)
 
 
+def test_evaluation_reports_every_term_and_trains_nothing(make_trainer, teacher, rows):
+    trainer = make_trainer(teacher, per_device_eval_batch_size=4)
+    before = weights(trainer)
+    dataset = Dataset.from_dict({"index": range(4)}).with_transform(lambda b: {"row": [rows[i] for i in b["index"]]})
+    metrics = trainer.evaluate(dataset)
+    latest = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    terms = latest["eval_loss_sft"] + 0.5 * latest["eval_loss_ld"] + 0.1 * latest["eval_loss_ed"]
+    assert metrics["eval_loss"] == pytest.approx(terms, rel=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
 def test_missing_collator_is_named(make_model, processor, tmp_path):
     args = P4DConfig(str(tmp_path), bf16=False, use_cpu=True)
     with pytest.raises(ValueError, match="P4DCollator"):
