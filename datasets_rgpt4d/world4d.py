@@ -235,8 +235,9 @@ def _all_clips(config: World4DConfig, folder: Path, num_proc: int) -> Iterator[l
             pool.shutdown(cancel_futures=True)
 
 
-def _write_parquet(path: Path, clips: list[list[dict[str, Any]]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+def _write_parquet(folder: Path, stem: str, clips: list[list[dict[str, Any]]]) -> str:
+    """Write `<folder>/<stem>-<hash of the content>.parquet` and return its name; another file of that stem goes."""
+    partial = folder / f".{stem}.partial"
     schema = FEATURES.arrow_schema
     # Rows of a clip carry equal bytes: a dictionary page, as large as the row group needs, stores them once. Statistics
     # would copy the least and the greatest video into the footer.
@@ -255,7 +256,13 @@ def _write_parquet(path: Path, clips: list[list[dict[str, Any]]]) -> None:
                     content = {"bytes": video.read_bytes(), "path": video.name}
                     rows += [{**row, "video": content} for row in clip]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
-        os.replace(partial, path)
+        with partial.open("rb") as file:
+            name = f"{stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.parquet"
+        for old in folder.glob(f"{stem}-*.parquet"):
+            if old.name != name:
+                old.unlink()
+        os.replace(partial, folder / name)
+        return name
     finally:
         partial.unlink(missing_ok=True)
 
@@ -269,7 +276,7 @@ def _write_text(path: Path, text: str) -> None:
 def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 1, progress: bool = False) -> Path:
     """Write World4D to a folder that `datasets.load_dataset(folder)` reads, with all its splits.
 
-    Layout: `data/<split>-NNNNN-of-NNNNN.parquet` (rows with the video's bytes, stored once per clip),
+    Layout: `data/<split>-NNNNN-of-NNNNN-<hash>.parquet` (rows with the video's bytes, stored once per clip),
     `videos/<split>/*.mp4` (the same clips as files, which a later call reuses), `world4d.json` (the configuration) and
     `README.md` (the card that tells `load_dataset` where the rows are).
 
@@ -302,12 +309,12 @@ def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 
 
     for split in SPLITS:
         (folder / "videos" / split).mkdir(parents=True, exist_ok=True)
-    questions = {}
+    questions, files = {}, {}
     clips = _all_clips(config, folder / "videos", num_proc)
     with tqdm(total=sum(config.clips(split) for split in SPLITS), unit="clip", disable=not progress) as bar:
         for split in SPLITS:
             bar.set_description(split)
-            questions[split] = 0
+            questions[split], files[split] = 0, []
             starts = range(0, config.clips(split), CLIPS_PER_FILE)
             for number, start in enumerate(starts):
                 pending = []
@@ -315,8 +322,15 @@ def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 
                     pending.append(rows)
                     questions[split] += len(rows)
                     bar.update()
-                _write_parquet(folder / "data" / f"{split}-{number:05d}-of-{len(starts):05d}.parquet", pending)
-    data_files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in SPLITS)
+                stem = f"{split}-{number:05d}-of-{len(starts):05d}"
+                files[split].append(_write_parquet(folder / "data", stem, pending))
+    # The card names each file with the hash of its content. `load_dataset` caches a local folder that has a card by the
+    # folder's name and the card's patterns alone: with the pattern data/train-*.parquet it would take two folders of one
+    # name for the same data, and give the rows of the other.
+    data_files = "".join(
+        f"  - split: {split}\n    path:\n" + "".join(f"    - data/{name}\n" for name in files[split])
+        for split in SPLITS
+    )
     table = "".join(f"| {split} | {config.clips(split):,} | {questions[split]:,} |\n" for split in SPLITS)
     _write_text(
         folder / "README.md",

@@ -107,8 +107,17 @@ def test_saved_folder_loads_with_equal_rows(built, saved, tmp_path):
         assert sum(1 for _ in container.decode(video=0)) == Scene.from_json(loaded["test"][0]["scene"]).num_frames
 
 
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path):
+    rows = []
+    for seed in (0, 1):
+        config = dataclasses.replace(CONFIGS[0], **SMALL, seed=seed)
+        folder = save_world4d(tmp_path / str(seed) / "world4d", config)
+        rows.append(datasets.load_dataset(str(folder), split="test", cache_dir=str(tmp_path / "cache"))["scene"])
+    assert not set(rows[0]) & set(rows[1])
+
+
 def test_saved_parquet_stores_each_video_once(saved):
-    path = saved[0] / "data" / "test-00000-of-00001.parquet"
+    (path,) = saved[0].glob("data/test-00000-of-00001-*.parquet")
     videos = {bytes_ for bytes_ in (video["bytes"] for video in pq.read_table(path).column("video").to_pylist())}
     once = sum(map(len, videos))
     metadata = pq.ParquetFile(path).metadata.row_group(0)
@@ -125,7 +134,8 @@ def test_an_interrupted_save_goes_on_and_keeps_finished_videos(saved, monkeypatc
     rows = [path.read_bytes() for path in sorted(folder.glob("data/*.parquet"))]
     lost = sorted(before)[0]
     lost.unlink()
-    (folder / "data" / "test-00000-of-00001.parquet").unlink()
+    (test_file,) = folder.glob("data/test-00000-of-00001-*.parquet")
+    test_file.unlink()
     rendered = []
     monkeypatch.setattr(
         "datasets_rgpt4d.world4d.write_video",
