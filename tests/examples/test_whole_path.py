@@ -60,9 +60,12 @@ ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no")
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def path(tmp_path_factory, request):
     """A folder in which everything up to the two trained students has been made."""
     folder = tmp_path_factory.mktemp("path")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("HF_HOME", str(folder / "home"))  # nothing of the tests stays in the user's caches
+    request.addfinalizer(monkeypatch.undo)
     clips = ["--train-clips", 2, "--validation-clips", 1, "--test-clips", 1, "--size-px", 32, "--num-proc", 1]
     checked(run_example("render_world4d.py", "--output", folder / "world4d", *clips))
     size = ["--num-frames", 4, "--image-size", 16, "--hidden-size", 16, "--layers", 4, "--heads", 2, "--feature-dim", 8]
