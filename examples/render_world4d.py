@@ -11,9 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from datasets_rgpt4d import CONFIGS, save_world4d  # noqa: E402
+from datasets_rgpt4d import CONFIGS, save_world4d
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
