@@ -36,6 +36,12 @@ from trainer import (
 )
 
 RECORD = "run.json"
+# What makes two runs different, beside RunArguments: a finished run with other values is never taken for this one.
+TRAINING_SETTINGS = (
+    "seed max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate trainable "
+    "alpha beta lambda_depth lambda_flow lambda_motion lambda_camray distill_latent signals decoder_kind "
+    "decoder_hidden_size"
+).split()
 
 
 @dataclass
@@ -79,7 +85,7 @@ def one_row_per_clip(questions: Dataset, limit: int) -> list[dict]:
 def main() -> None:
     run, args = TrlParser((RunArguments, P4DConfig)).parse_args_and_config()
     record_file = Path(args.output_dir) / RECORD
-    settings = {**asdict(run), "seed": args.seed, "max_steps": args.max_steps}
+    settings = {**asdict(run), **{name: getattr(args, name) for name in TRAINING_SETTINGS}}
     if record_file.exists():
         if json.loads(record_file.read_text())["settings"] != settings:
             raise SystemExit(

@@ -99,8 +99,9 @@ def test_finished_run_is_left_alone_and_other_settings_are_refused(path):
     before = (path / "sft" / "run.json").stat().st_mtime_ns
     assert "already" in checked(run_example("train.py", *train_options(path, "sft", "--max_steps", 2)))
     assert (path / "sft" / "run.json").stat().st_mtime_ns == before
-    refused = run_example("train.py", *train_options(path, "sft", "--max_steps", 3))
-    assert refused.returncode != 0 and "other settings" in refused.stderr
+    for other in (["--max_steps", 3], ["--max_steps", 2, "--learning_rate", 0.5]):
+        refused = run_example("train.py", *train_options(path, "sft", *other))
+        assert refused.returncode != 0 and "other settings" in refused.stderr
 
 
 def test_interrupted_run_goes_on_from_its_checkpoint(path, tmp_path):
