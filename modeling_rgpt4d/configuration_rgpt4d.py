@@ -59,6 +59,8 @@ class RGPT4DConfig(PreTrainedConfig):
             `"mlp_downsample_3x3_fix"` (3 x 3).
         vision_feature_layer: which of the tower's hidden states is projected, counted as in `hidden_states`; NVILA
             uses the last but one.
+        s2_scales: sides in pixels of the scales that NVILA's `dynamic_s2` (NVILA-8B) shows of one image, from the
+            tower's own image size on, each a multiple of it; `None` (NVILA-Lite, 4D-RGPT) shows one.
         time_cue: `"tpe"` adds the timestamp encoding of Eq. 5 (arXiv 2512.17012) to the features of every video frame,
             `"none"` does not.
         tpe_layout: `"interleaved"` (Eq. 5) or `"halves"` (the authors' release), see `TimestampEncoding`.
@@ -78,7 +80,7 @@ class RGPT4DConfig(PreTrainedConfig):
     # 5.2x
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer gathers every other output over evaluation batches; these differ in size from batch to batch
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "video_hidden_states"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "video_hidden_states"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -88,6 +90,7 @@ class RGPT4DConfig(PreTrainedConfig):
     # `str` and not `Literal`: a wrong name then reaches `validate_options`, whose message tells what to do
     projector_type: str = "mlp_downsample_3x3_fix"
     vision_feature_layer: int = -2
+    s2_scales: list[int] | None = None
     time_cue: str = "tpe"
     tpe_layout: str = "interleaved"
     tie_word_embeddings: bool = False
@@ -128,6 +131,12 @@ class RGPT4DConfig(PreTrainedConfig):
         self.hidden_state_index(self.vision_feature_layer)
         if self.patch_grid < 1:
             raise ValueError(f"images of {self.image_size} px hold no whole patch: raise vision_config.image_size")
+        scales = self.s2_scales or [self.image_size]
+        if scales[0] != self.image_size or sorted(set(scales)) != scales or any(s % scales[0] for s in scales):
+            raise ValueError(
+                f"s2_scales {scales} must rise from the vision tower's image size {self.image_size} in multiples of it, "
+                f"for example {[self.image_size * k for k in (1, 2, 3)]}"
+            )
 
     def hidden_state_index(self, layer: int) -> int:
         """The tower's hidden state `layer`, which may count from the end, counted from 0 (the embeddings)."""
@@ -143,6 +152,11 @@ class RGPT4DConfig(PreTrainedConfig):
     def projector_stride(self) -> int:
         """k: a token of the language model covers k x k patches."""
         return PROJECTOR_STRIDES[self.projector_type]
+
+    @property
+    def num_scales(self) -> int:
+        """How many features of each patch, side by side on the channels, the projector takes: 1 without `s2_scales`."""
+        return len(self.s2_scales or [None])
 
     @property
     def image_size(self) -> int:

@@ -12,23 +12,45 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
+from .image_tiling import dynamic_tiles, multi_scale_tiles, tile_grid
 from .region_marks import draw_marks
+
+ASPECT_RATIOS = ("resize", "dynamic", "dynamic_s2")  # NVILA's names
 
 
 class RGPT4DImagesKwargs(ImagesKwargs, total=False):
     """Options of a call, beside those of every image processor.
 
     regions (`list`): for each picture None or a list of regions as `draw_marks` takes them.
+    tiled (`list[bool]`): for each picture whether it may be tiled; all may if omitted.
+    image_aspect_ratio, min_tiles, max_tiles, s2_scales: see `RGPT4DImageProcessor`.
     """
 
     regions: list | tuple | None
+    tiled: list | tuple | None
+    image_aspect_ratio: str
+    min_tiles: int
+    max_tiles: int
+    s2_scales: list | tuple | None
 
 
 class RGPT4DImageProcessor(PilBackend):
     """Draw regions, resize by PIL's bicubic filter without keeping the aspect ratio, scale and normalise to [-1, 1].
 
-    `pixel_values` is `(num_images, 3, height, width)` float32. A picture may be a PIL image, an array, a tensor, a path, or
-    `{"path": ..., "bytes": ...}` as the `datasets` feature `Image(decode=False)` gives it.
+    A picture may be a PIL image, an array, a tensor, a path, or `{"path": ..., "bytes": ...}` as the `datasets` feature
+    `Image(decode=False)` gives it.
+
+    Args:
+        image_aspect_ratio (`str`): `"resize"` makes one tile of a picture; `"dynamic"` (NVILA-Lite) as many as
+            `dynamic_tiles` says; `"dynamic_s2"` (NVILA-8B) those of `multi_scale_tiles`.
+        min_tiles, max_tiles (`int`): bounds of the number of tiles, without the one of the whole picture.
+        s2_scales (`list[int]`, *optional*): sides in pixels of the scales of `"dynamic_s2"`; the model's
+            `config.s2_scales`.
+
+    Returns: `pixel_values` `(num_tiles_of_all_images, 3, height, width)` float32; the list `num_tiles` of the tiles of each
+        picture, unless the mode is `"resize"`; for `"dynamic_s2"` also `image_block_sizes` `(num_images, 2)`, rows and
+        columns of the last scale, 1 and 1 for a picture that is not tiled.
+    Raises: `ValueError` for a file that is no picture, and for an unknown mode.
     """
 
     do_resize = True
@@ -39,8 +61,24 @@ class RGPT4DImageProcessor(PilBackend):
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
     do_convert_rgb = True
+    image_aspect_ratio = "resize"
+    min_tiles = 1
+    max_tiles = 12
+    s2_scales = None
     valid_kwargs = RGPT4DImagesKwargs
-    model_input_names = ["pixel_values"]
+    model_input_names = ["pixel_values", "image_block_sizes"]
+
+    def count_tiles(self, width: int, height: int) -> tuple[int, tuple[int, int]]:
+        """How many tiles a picture of that size in pixels is cut into, and the rows and columns of their grid."""
+        side = self.size["height"]
+        if self.image_aspect_ratio == "resize":
+            return 1, (1, 1)
+        if self.image_aspect_ratio == "dynamic":
+            columns, rows = tile_grid(width, height, side, self.min_tiles, self.max_tiles)
+            return columns * rows + (columns * rows > 1), (rows, columns)
+        squares = [(scale // side) ** 2 for scale in self.s2_scales]
+        columns, rows = tile_grid(width, height, side, squares[-1], self.max_tiles)
+        return sum(squares[:-1]) + columns * rows, (rows, columns)
 
     def fetch_images(self, images: Any) -> Any:
         """Open what is not open yet, in nested lists too. A `ValueError` names a file that is no picture."""
@@ -68,7 +106,22 @@ class RGPT4DImageProcessor(PilBackend):
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{name}: not a readable picture ({error})") from error
 
-    def _preprocess_image_like_inputs(self, images: Any, *args, regions: list | None = None, **kwargs) -> BatchFeature:
+    def _preprocess_image_like_inputs(
+        self,
+        images: Any,
+        *args,
+        regions: list | None = None,
+        tiled: list | None = None,
+        image_aspect_ratio: str = "resize",
+        min_tiles: int = 1,
+        max_tiles: int = 12,
+        s2_scales: list | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        if image_aspect_ratio not in ASPECT_RATIOS:
+            raise ValueError(f"unknown image_aspect_ratio {image_aspect_ratio!r}: choose one of {ASPECT_RATIOS}")
+        if image_aspect_ratio == "dynamic_s2" and not s2_scales:
+            raise ValueError("image_aspect_ratio 'dynamic_s2' needs s2_scales, for example [448, 896, 1344]")
         if regions:
             images = make_flat_list_of_images(self.fetch_images(images))
             regions = [regions] if len(images) == 1 and isinstance(regions[0], dict) else regions
@@ -78,7 +131,37 @@ class RGPT4DImageProcessor(PilBackend):
                 draw_marks(_as_picture(image), marks, source=f"picture {i}") if marks else image
                 for i, (image, marks) in enumerate(zip(images, regions, strict=True))
             ]
-        return super()._preprocess_image_like_inputs(images, *args, **kwargs)
+        if image_aspect_ratio == "resize":
+            return super()._preprocess_image_like_inputs(images, *args, **kwargs)
+
+        side, resample = _square_side(kwargs["size"]), kwargs["resample"]
+        images = [_as_picture(image).convert("RGB") for image in make_flat_list_of_images(self.fetch_images(images))]
+        tiled = [True] * len(images) if tiled is None else tiled
+        if len(tiled) != len(images):
+            raise ValueError(f"tiled: got {len(tiled)} entries for {len(images)} pictures; give one for each")
+        tiles, num_tiles, grids = [], [], []
+        for image, may_tile in zip(images, tiled, strict=True):
+            if not may_tile:
+                of_image, grid = [image], (1, 1)
+            elif image_aspect_ratio == "dynamic":
+                of_image, grid = dynamic_tiles(image, side, min_tiles, max_tiles, resample)
+            else:
+                of_image, grid = multi_scale_tiles(image, list(s2_scales), max_tiles, resample)
+            tiles += of_image
+            num_tiles.append(len(of_image))
+            grids.append(grid)
+        features = super()._preprocess_image_like_inputs(tiles, *args, **kwargs)
+        features["num_tiles"] = num_tiles
+        if image_aspect_ratio == "dynamic_s2":
+            features["image_block_sizes"] = grids
+            features.convert_to_tensors(kwargs.get("return_tensors"), skip_tensor_conversion=["num_tiles"])
+        return features
+
+
+def _square_side(size: Any) -> int:
+    if not size or size.height != size.width:
+        raise ValueError(f"tiles are square: size must be {{'height': n, 'width': n}} in pixels, got {size}")
+    return size.height
 
 
 def _as_picture(image: Any) -> Image.Image:

@@ -12,7 +12,11 @@ from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, output_capturing, torch_compilable_check
@@ -33,6 +37,9 @@ except ImportError:  # transformers 5.17 does not have it yet
 # 0 and not hidden states, and would silently give the wrong one: all are kept there.
 CAN_SELECT_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
 
+# transformers 5.24 renamed `past_key_values` to `cache`, in arguments and in outputs
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 MICROSECONDS = 1e-6
 
 
@@ -41,7 +48,7 @@ class RGPT4DModelOutputWithPast(BaseModelOutputWithPast):
     r"""
     last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, D)`): after the language model's final
         norm.
-    past_key_values, hidden_states, attentions: the language model's.
+    cache (before transformers 5.24 `past_key_values`), hidden_states, attentions: the language model's.
     image_hidden_states (`tuple[torch.Tensor, ...]`, *optional*): the projected features of each image, `(g * g, D)`,
         row by row, in reading order over the batch; None if no image was given.
     video_hidden_states (`tuple[torch.Tensor, ...]`, *optional*): the projected features of each video, `(num_frames *
@@ -53,20 +60,14 @@ class RGPT4DModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class RGPT4DCausalLMOutputWithPast(ModelOutput):
+class RGPT4DCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     loss (`torch.Tensor` of shape `()`, *optional*): cross entropy of the next token, if `labels` are given.
     logits (`torch.Tensor` of shape `(batch_size, sequence_length or logits_to_keep, vocab_size)`): scores before the
         softmax.
-    past_key_values, hidden_states, attentions, image_hidden_states, video_hidden_states: as in
-        `RGPT4DModelOutputWithPast`.
+    cache, hidden_states, attentions, image_hidden_states, video_hidden_states: as in `RGPT4DModelOutputWithPast`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: tuple[torch.Tensor, ...] | None = None
     video_hidden_states: tuple[torch.Tensor, ...] | None = None
 
@@ -109,6 +110,7 @@ class RGPT4DProjector(nn.Module):
     def __init__(self, config: RGPT4DConfig):
         super().__init__()
         width, dim, k = config.vision_config.hidden_size, config.text_config.hidden_size, config.projector_stride
+        width *= config.num_scales
         if k == 2:
             layers = [
                 SpaceToDepth(2),
@@ -140,7 +142,7 @@ class RGPT4DPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["RGPT4DProjector"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -179,6 +181,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
+        image_block_sizes: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
@@ -186,16 +189,35 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
 
         Args:
             pixel_values: `(num_images, 3, image_size, image_size)`, normalised, any float dtype, in reading order over
-                the batch.
+                the batch. A tile of an image counts as an image of its own.
+            image_block_sizes: `(num_images, 2)` integers, only with `config.s2_scales`: the tiles of each image are those
+                of all scales, and this the rows and columns of the last; 1 and 1 is one tile for all scales. Without it
+                all images are of that kind.
             vision_feature_layer: instead of the config's.
 
-        Returns: the tower's output; its `pooler_output` is a list with `(g * g, D)` projected features for each image.
-        Raises: `ValueError` for another shape.
+        Returns: the tower's output; its `pooler_output` is a list with `(rows * columns * g * g, D)` projected features
+            for each image.
+        Raises: `ValueError` for another shape, and if tiles and block sizes do not match.
         """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be (num_images, 3, height, width), not {tuple(pixel_values.shape)}")
-        output, tokens = self._encode_frames(pixel_values, None, vision_feature_layer, **kwargs)
-        output.pooler_output = list(tokens)
+        output, features = self._encode_frames(pixel_values, None, vision_feature_layer, **kwargs)
+        if image_block_sizes is None:
+            output.pooler_output = list(self._project(features))
+            return output
+        if self.config.s2_scales is None:
+            raise ValueError("image_block_sizes belong to models with config.s2_scales, and this one has none")
+        blocks = [tuple(block) for block in image_block_sizes.tolist()]
+        squares = sum((scale // self.config.image_size) ** 2 for scale in self.config.s2_scales[:-1])
+        lengths = [1 if block == (1, 1) else squares + block[0] * block[1] for block in blocks]
+        if sum(lengths) != len(features):
+            raise ValueError(
+                f"image_block_sizes {blocks} belong to {sum(lengths)} tiles, and {len(features)} are given"
+            )
+        output.pooler_output = [
+            self._project(tiles)[0] if block == (1, 1) else self._project_scales(tiles, *block)
+            for tiles, block in zip(features.split(lengths), blocks, strict=True)
+        ]
         return output
 
     @can_return_tuple
@@ -251,8 +273,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             )
             frames, seconds, lengths = pixel_values_videos[is_frame], seconds[is_frame], is_frame.sum(1).tolist()
 
-        output, tokens = self._encode_frames(frames, seconds, vision_feature_layer, **kwargs)
-        output.pooler_output = [video.flatten(0, 1) for video in tokens.split(lengths)]
+        output, features = self._encode_frames(frames, seconds, vision_feature_layer, **kwargs)
+        output.pooler_output = [video.flatten(0, 1) for video in self._project(features).split(lengths)]
         return output
 
     def _as_seconds(self, timestamps: torch.Tensor) -> torch.Tensor:
@@ -271,8 +293,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
     def _encode_frames(
         self, frames: torch.Tensor, seconds: torch.Tensor | None, vision_feature_layer: int | None, **kwargs
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
-        """Frames `(F, 3, H, W)`, their seconds `(F,)` or None -> the tower's output and `(F, g * g, D)` tokens:
-        E_P(E_V(I) + p)."""
+        """Frames `(F, 3, H, W)`, their seconds `(F,)` or None -> the tower's output and `(F, P, C)` features:
+        E_V(I) + p."""
         size = self.config.image_size
         if tuple(frames.shape[1:]) != (3, size, size):
             raise ValueError(
@@ -301,7 +323,32 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         if self.timestamp_encoding is not None and seconds is not None:
             # The encoding is float32, so the sum is too, and is rounded to the features' dtype once
             features = (features + self.timestamp_encoding(seconds).unsqueeze(1)).to(features.dtype)
-        return output, self.multi_modal_projector(features)
+        return output, features
+
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
+        """`(F, P, C)` -> `(F, g * g, D)`: E_P. What is seen at one scale stands for all of them."""
+        if self.config.num_scales > 1:
+            features = features.repeat(1, 1, self.config.num_scales)
+        return self.multi_modal_projector(features)
+
+    def _project_scales(self, tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """NVILA's `dynamic_s2`: tiles `(T, P, C)` of one image at all scales -> `(rows * columns * g * g, D)`, row by row.
+
+        The features of each scale are one map, brought to the size of the last scale's, so that the projector sees a
+        place at every scale. It works on blocks of the size of a tile.
+        """
+        scales, side, width = self.config.s2_scales, self.config.patch_grid, tiles.shape[-1]
+        grids = [(scale // scales[0],) * 2 for scale in scales[:-1]] + [(rows, columns)]
+        maps = []
+        for (down, across), of_scale in zip(grids, tiles.split([r * c for r, c in grids]), strict=True):
+            of_scale = of_scale.view(down, across, side, side, width).permute(4, 0, 2, 1, 3)
+            of_scale = of_scale.reshape(1, width, down * side, across * side).float()
+            maps.append(nn.functional.interpolate(of_scale, size=(rows * side, columns * side), mode="area"))
+        merged = torch.cat(maps, dim=1).to(tiles.dtype).view(-1, rows, side, columns, side)
+        blocks = merged.permute(1, 3, 2, 4, 0).reshape(rows * columns, side * side, -1)
+        tokens = self.multi_modal_projector(blocks)
+        grid = self.config.frame_grid
+        return tokens.view(rows, columns, grid, grid, -1).permute(0, 2, 1, 3, 4).flatten(0, 3)
 
     def get_placeholder_mask(
         self,
@@ -335,7 +382,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                 torch_compilable_check(
                     num_placeholders == features.shape[0],
                     f"{modality} features and {modality} placeholders do not match: {features.shape[0]} features for "
-                    f"{num_placeholders} placeholders. Each {unit} takes {self.config.frame_grid} x "
+                    f"{num_placeholders} placeholders. Each {unit} (or tile of one) takes {self.config.frame_grid} x "
                     f"{self.config.frame_grid} placeholders; was the text cut, or expanded for another model?",
                 )
             masks.append(mask.unsqueeze(-1))
@@ -352,6 +399,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        image_block_sizes: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -361,15 +409,17 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             input_ids: `(batch_size, sequence_length)`; each image stands as g * g `image_token_id`, each video as g * g
                 `video_token_id` for every frame, and after each image and frame one `frame_end_token_id`. Left or
                 right padded.
-            pixel_values: images, see `get_image_features`.
+            pixel_values, image_block_sizes: images, see `get_image_features`.
             pixel_values_videos, video_timestamps: videos, see `get_video_features`.
             inputs_embeds: `(batch_size, sequence_length, D)` instead of `input_ids`.
             mm_encoder_outputs: what `get_image_features` and `get_video_features` returned, under `"image"` and
                 `"video"`, instead of pixels (`generate` encodes once and passes them).
-            attention_mask, position_ids, past_key_values and further keyword arguments go to the language model.
+            attention_mask, position_ids, past_key_values (`cache` from transformers 5.24 on) and further keyword
+                arguments go to the language model.
 
         Raises: `ValueError` if pixels and placeholders do not match, also if one of them is missing.
         """
+        past_key_values = kwargs.pop("cache", past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
 
@@ -381,7 +431,9 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             if pixels is not None and encoded.get(modality) is not None:
                 raise ValueError(f"give either {name} or mm_encoder_outputs[{modality!r}], not both")
         if pixel_values is not None:
-            encoded["image"] = self.get_image_features(pixel_values, vision_feature_layer, return_dict=True)
+            encoded["image"] = self.get_image_features(
+                pixel_values, image_block_sizes, vision_feature_layer, return_dict=True
+            )
         if pixel_values_videos is not None:
             encoded["video"] = self.get_video_features(
                 pixel_values_videos, video_timestamps, vision_feature_layer, return_dict=True
@@ -409,12 +461,12 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values},
             **kwargs,
         )
         return RGPT4DModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=images,
@@ -490,10 +542,14 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         self.lm_head = new_embeddings
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, vision_feature_layer: int | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        image_block_sizes: torch.Tensor | None = None,
+        vision_feature_layer: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """See `RGPT4DModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, vision_feature_layer, **kwargs)
+        return self.model.get_image_features(pixel_values, image_block_sizes, vision_feature_layer, **kwargs)
 
     def get_video_features(
         self,
@@ -516,6 +572,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        image_block_sizes: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -537,6 +594,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            image_block_sizes=image_block_sizes,
             vision_feature_layer=vision_feature_layer,
             mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
@@ -550,7 +608,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         return RGPT4DCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,

@@ -1,5 +1,6 @@
 """Conversations with pictures, videos and named regions to the inputs of 4D-RGPT."""
 
+import base64
 import re
 from typing import Any
 
@@ -81,13 +82,16 @@ class RGPT4DProcessor(ProcessorMixin):
             {"type": "video", "video": "street.mp4", "regions": [{"name": "obj_1", "box": [10, 20, 60, 80]}]},
             {"type": "text", "text": "How fast is <obj_1> moving?"}]}]
 
-    - `"video"` is anything that `decode_video` reads; arrays and folders of frames need `"fps"` beside it.
+    - `"video"` is anything that `decode_video` reads, or a data URL with base64; arrays and folders of frames need `"fps"`
+      beside it.
     - `"regions"` are as `draw_marks` takes them, in pixels of the source frame.
     - `"marked": ["obj_1"]` says that the picture shows these marks already, as the pictures of R4D-Bench do.
     - `<R1>` and `<R_1>` in a text are read as `<obj_1>`. Every name used in a conversation must be given in it.
 
     Each image becomes `image_token` x `frame_grid`^2 and a frame end, each video the same with `video_token` for every
-    frame. A frame ends with an ordinary token of the vocabulary (in NVILA the newline). In the text it is written
+    frame. The image of a conversation that has no other image and no video may be tiled instead, as NVILA does it and
+    `RGPT4DImageProcessor.image_aspect_ratio` says: by `"dynamic"` each tile becomes such a sequence and a newline of the
+    text, by `"dynamic_s2"` the blocks of tiles one large grid of `image_token` and one frame end. A frame ends with an ordinary token of the vocabulary (in NVILA the newline). In the text it is written
     `frame_end_placeholder`, and its id is exchanged after tokenisation: a newline in the text would merge with one that
     follows it into another token.
 
@@ -228,6 +232,8 @@ class RGPT4DProcessor(ProcessorMixin):
         for modality, values in (("videos_kwargs", regions), ("images_kwargs", image_regions)):
             if any(values):
                 kwargs[modality] = {**(kwargs.get(modality) or {}), "regions": values}
+        if images and text is not None and self.image_processor.image_aspect_ratio != "resize":
+            kwargs["images_kwargs"] = {**(kwargs.get("images_kwargs") or {}), "tiled": self._may_be_tiled(text)}
         features = super().__call__(images=images or None, text=text, videos=videos or None, **kwargs)
         if "input_ids" in features:
             features["input_ids"] = self._end_frames(features["input_ids"])
@@ -241,7 +247,7 @@ class RGPT4DProcessor(ProcessorMixin):
             )
         remaining = {}
         for token, media, what in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
-            counts = [len(re.findall(UNMARKED + re.escape(token), sample)) for sample in text]
+            counts = self._count(token, text)
             if sum(counts) != len(media):
                 raise ValueError(f"the text has {sum(counts)} placeholders {token} and {len(media)} {what} are given")
             remaining[what] = counts
@@ -265,17 +271,39 @@ class RGPT4DProcessor(ProcessorMixin):
                     f'"marked": ["{missing[0][1:-1]}"] if a picture shows the mark already'
                 )
 
+    def _count(self, token: str, text: list[str]) -> list[int]:
+        return [len(re.findall(UNMARKED + re.escape(token), sample)) for sample in text]
+
+    def _may_be_tiled(self, text: list[str]) -> list[bool]:
+        """For each image whether it is the only medium of its text."""
+        counts = zip(self._count(self.image_token, text), self._count(self.video_token, text), strict=True)
+        return [num_images == 1 and num_videos == 0 for num_images, num_videos in counts for _ in range(num_images)]
+
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         # Placeholders were counted in `__call__`. The inherited check would refuse videos that are bytes or dicts.
         if images is None and text is None and videos is None:
             raise ValueError("give at least one of text, images and videos")
 
+    def _process_images(self, images: list, **kwargs):
+        processed = self.image_processor(images, **kwargs)
+        replacements = [self.replace_image_token(processed, i, kwargs.get("tiled")) for i in range(len(images))]
+        processed.pop("num_tiles", None)  # the text now tells
+        return processed, replacements
+
     def _process_videos(self, videos: list, **kwargs):
         processed = self.video_processor(videos, **kwargs)
         return processed, [self.replace_video_token(processed, i) for i in range(len(videos))]
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        return self.image_token * self.frame_grid**2 + self.frame_end_placeholder
+    def replace_image_token(self, image_inputs: dict, image_idx: int, tiled: list | None = None, **kwargs) -> str:
+        one = self.image_token * self.frame_grid**2
+        if "image_block_sizes" in image_inputs:
+            rows, columns = image_inputs["image_block_sizes"][image_idx]
+            return one * int(rows * columns) + self.frame_end_placeholder
+        one += self.frame_end_placeholder
+        if "num_tiles" not in image_inputs or (tiled is not None and not tiled[image_idx]):
+            return one
+        # The newline is text: it merges with one that the question starts with, as in NVILA. It follows a single tile, too.
+        return (one + "\n") * image_inputs["num_tiles"][image_idx]
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
         num_frames = int((np.asarray(video_inputs["video_timestamps"][video_idx]) >= 0).sum())
@@ -297,13 +325,21 @@ class RGPT4DProcessor(ProcessorMixin):
         """Tokens that media of given sizes take, which vLLM asks before it has seen any.
 
         Args:
-            image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image; they do not matter.
+            image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image of one conversation.
             video_sizes (`list[tuple[int, int, int]]`, *optional*): sampled frames, height and width of each video.
         """
         per_frame, data = self.frame_grid**2 + 1, {}
         if image_sizes is not None:
+            mode = self.image_processor.image_aspect_ratio
             data["num_image_tokens"] = [per_frame] * len(image_sizes)
             data["num_image_patches"] = [1] * len(image_sizes)
+            if mode != "resize" and len(image_sizes) == 1 and not video_sizes:
+                (height, width), *_ = image_sizes
+                num_tiles, (rows, columns) = self.image_processor.count_tiles(width, height)
+                data["num_image_patches"] = [num_tiles]
+                data["num_image_tokens"] = [
+                    (per_frame + 1) * num_tiles if mode == "dynamic" else (per_frame - 1) * rows * columns + 1
+                ]
         if video_sizes is not None:
             data["num_video_tokens"] = [per_frame * num_frames for num_frames, *_ in video_sizes]
         return MultiModalData(**data)
@@ -381,7 +417,25 @@ def _read_block(block: Any, regions: dict, metadata: list, marked: list) -> dict
     marked.extend(region_name(name) for name in block.get("marked", []))
     if kind == "video":
         metadata.append({"fps": block["fps"]} if "fps" in block else {})
-    return {"type": kind, **({kind: block[sources[0]]} if sources else {})}
+    if not sources:
+        return {"type": kind}
+    source = block[sources[0]]
+    if kind == "video" and isinstance(source, str) and source.startswith("data:"):
+        source = _read_data_url(source)
+    return {"type": kind, kind: source}
+
+
+def _read_data_url(url: str) -> bytes:
+    """`data:video/mp4;base64,AAAA...`, as clients of a server send a file. (Pictures are read so by transformers.)"""
+    header, _, content = url.partition(",")
+    try:
+        if header.endswith(";base64"):
+            return base64.b64decode(content, validate=True)
+    except ValueError:  # told below
+        pass
+    raise ValueError(
+        f"a video's data URL must be 'data:video/mp4;base64,' and base64 text, and begins with {url[:40]!r}"
+    )
 
 
 RGPT4DProcessor.register_for_auto_class()

@@ -1,0 +1,73 @@
+"""NVILA's tiling: a large picture is shown to the vision tower as several tiles of the tower's own size."""
+
+from PIL import Image
+
+
+def tile_grid(width: int, height: int, tile: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """The grid of `min_tiles` to `max_tiles` tiles, `(columns, rows)`, whose aspect ratio is nearest to the picture's.
+
+    Candidates are tried by their number of tiles; of two that are equally near, the larger one wins if the picture has
+    more than half of its pixels. (Two with the same number of tiles are tried from the one with fewer columns on.)
+
+    Args:
+        width, height: of the picture, pixels.
+        tile: side of a tile, pixels.
+    """
+    grids = [
+        (columns, count // columns)
+        for count in range(min_tiles, max_tiles + 1)
+        for columns in range(1, count + 1)
+        if count % columns == 0
+    ]
+    best, best_distance = grids[0], float("inf")
+    for columns, rows in grids:
+        distance = abs(width / height - columns / rows)
+        is_nearer = distance < best_distance
+        if is_nearer or (distance == best_distance and width * height > 0.5 * tile * tile * columns * rows):
+            best, best_distance = (columns, rows), distance
+    return best
+
+
+def cut_tiles(picture: Image.Image, columns: int, rows: int, tile: int, resample: int) -> list[Image.Image]:
+    """Resize to `columns * tile` x `rows * tile` pixels, whatever the aspect ratio is, and cut tiles row by row."""
+    picture = picture.resize((columns * tile, rows * tile), resample)
+    return [
+        picture.crop((column * tile, row * tile, (column + 1) * tile, (row + 1) * tile))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def dynamic_tiles(
+    picture: Image.Image, tile: int, min_tiles: int, max_tiles: int, resample: int
+) -> tuple[list[Image.Image], tuple[int, int]]:
+    """NVILA's `dynamic`: the tiles of the nearest grid, and behind several of them the whole picture as one more.
+
+    Returns: the tiles, and the grid `(rows, columns)` without the one of the whole picture.
+    """
+    columns, rows = tile_grid(*picture.size, tile, min_tiles, max_tiles)
+    tiles = cut_tiles(picture, columns, rows, tile, resample)
+    if len(tiles) > 1:
+        tiles.append(picture.resize((tile, tile), resample))
+    return tiles, (rows, columns)
+
+
+def multi_scale_tiles(
+    picture: Image.Image, scales: list[int], max_tiles: int, resample: int
+) -> tuple[list[Image.Image], tuple[int, int]]:
+    """NVILA's `dynamic_s2`: the picture at every scale, each cut into tiles of the first one's size.
+
+    All scales but the last are squares. The last is the nearest grid of at least as many tiles as a square of its size
+    has, and at most `max_tiles`.
+
+    Returns: the tiles, scale by scale; and the grid of the last scale, `(rows, columns)`.
+    """
+    tile = scales[0]
+    tiles = []
+    for scale in scales[:-1]:
+        tiles += cut_tiles(picture, scale // tile, scale // tile, tile, resample)
+    columns, rows = tile_grid(*picture.size, tile, (scales[-1] // tile) ** 2, max_tiles)
+    return tiles + cut_tiles(picture, columns, rows, tile, resample), (rows, columns)
+
+
+__all__ = ["cut_tiles", "dynamic_tiles", "multi_scale_tiles", "tile_grid"]
