@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_KEPT_BYTES = 64 * 2**20
 # A container whose own duration exceeds its last packet by more than this has lost its end.
 MAX_MISSING_END_S = 0.5
+# Types of H.264 units (ITU-T H.264, table 7-1): a slice of a picture, and what may come with it and concerns no other:
+# supplemental information, access unit delimiter, filler.
+NAL_SLICE = 1
+NAL_ABOUT_ONE_PICTURE = (6, 9, 12)
 
 
 @dataclass(frozen=True)
@@ -326,7 +330,9 @@ def _decode_file(file: _VideoFile, sample: _Sampling) -> DecodedVideo:
     with file.open() as (container, stream):
         everything = [(0, len(packets.pts) + 1)]
         of_file = _packets_of(container, stream)
-        video = _decode_sample(file, stream, of_file, lambda _: everything, sorted(pts), packets.last_duration, sample)
+        video = _decode_sample(
+            file, stream, of_file, lambda _: everything, sorted(pts), packets.last_duration, sample, skip=False
+        )
     if video is None:
         raise ValueError(f"{file.name}: not all of its frames can be decoded; the file is damaged")
     return video
@@ -388,8 +394,10 @@ def _decode_sample(
     pts: list[int],
     last_duration: int,
     sample: _Sampling,
+    skip: bool = True,
 ) -> DecodedVideo | None:
-    """Decode the sampled frames and no more packets than they need. None if a frame that was listed never comes."""
+    """Decode the sampled frames and no more packets than they need: those of `ranges_for`, without (if `skip`) pictures
+    in them that no other refers to. None if a frame that was listed never comes."""
     units = stream.time_base
     times = (np.asarray(pts, dtype=np.int64) - pts[0]) * units.numerator / units.denominator
     if last_duration:
@@ -402,10 +410,12 @@ def _decode_sample(
     for position, index in enumerate(indices):
         positions.setdefault(pts[index], []).append(position)
 
-    taken: list[np.ndarray | None] = [None] * len(indices)
-    source_size = None
-    for frame in _decode_ranges(stream, packets, ranges_for(positions)):
-        if frame.pts not in positions or taken[positions[frame.pts][0]] is not None:
+    ranges = ranges_for(positions)
+    packets = _without_skipped(stream, packets, positions) if skip else packets
+    missing = set(positions)
+    frames = source_size = None
+    for frame in _decode_ranges(stream, packets, ranges):
+        if frame.pts not in missing:
             continue
         if frame.is_corrupt:
             at_s = times[indices[positions[frame.pts][0]]]
@@ -416,22 +426,66 @@ def _decode_sample(
                 f"{file.name}: the size of its frames changes on the way; all frames of a video have one size"
             )
         source_size = picture.shape[:2]
+        missing.remove(frame.pts)
         for position in positions[frame.pts]:
-            taken[position] = sample.apply(picture, position)
-    if any(frame is None for frame in taken):
+            picked = sample.apply(picture, position)
+            if frames is None:  # one array from the start: a list of large frames would be copied in the end
+                frames = np.empty((len(indices), *picked.shape), picked.dtype)
+            elif picked.shape != frames.shape[1:]:
+                raise ValueError(
+                    f"{file.name}: `each_frame` gave frames of shapes {frames.shape[1:]} and {picked.shape}"
+                )
+            frames[position] = picked
+    if missing:
         return None
-    return DecodedVideo(np.stack(taken), times[indices], indices, len(pts), duration, source_size, file.name)
+    return DecodedVideo(frames, times[indices], indices, len(pts), duration, source_size, file.name)
+
+
+def _without_skipped(stream, packets: Iterable, wanted: Container[int]) -> Iterator:
+    """The packets, with None for those that the frames `wanted` do not need: H.264 pictures that no other refers to,
+    which are a third to a half of a file with B-frames."""
+    # They are dropped here and not by the decoder's own `skip_frame`, where each would still take the turn of a thread.
+    # Other codecs have no mark that is as strict: what HEVC calls a non-reference picture may serve a higher temporal
+    # layer. In mp4 and mkv (a header that begins with 1) each unit of a packet is preceded by its size.
+    header = stream.codec_context.extradata or b""
+    can_skip = stream.codec.name == "h264" and len(header) > 4 and header[0] == 1
+    was_wanted = False
+    for packet in packets:
+        is_wanted = packet.pts in wanted
+        # The packet that follows a wanted one may be the second field of the same picture.
+        if can_skip and not (is_wanted or was_wanted or packet.is_keyframe):
+            yield None if _is_disposable(packet, 1 + (header[4] & 3)) else packet
+        else:
+            yield packet
+        was_wanted = is_wanted
+
+
+def _is_disposable(packet, num_size_bytes: int) -> bool:
+    """Whether the packet holds nothing but slices of an H.264 picture that is never referred to (ITU-T H.264, 7.4.1:
+    nal_ref_idc is 0), and units that tell about it alone. False if it cannot be told."""
+    content = memoryview(packet)
+    has_slice, start = False, 0
+    while start + num_size_bytes < len(content):
+        size = int.from_bytes(content[start : start + num_size_bytes], "big")
+        start += num_size_bytes
+        unit_type, is_referred_to = content[start] & 31, content[start] & 96
+        if is_referred_to or unit_type not in (NAL_SLICE, *NAL_ABOUT_ONE_PICTURE):
+            return False
+        has_slice |= unit_type == NAL_SLICE
+        start += size
+    return has_slice and start == len(content)
 
 
 def _decode_ranges(stream, packets: Iterable, ranges: list[tuple[int, int]]) -> Iterator:
-    """Frames of the packets in `ranges`. The decoder is drained at the end of each range, so frames that wait for
-    reordering come out, and starts afresh at the next."""
+    """Frames of the packets in `ranges`, passing over those that are None. The decoder is drained at the end of each
+    range, so frames that wait for reordering come out, and starts afresh at the next."""
     waiting = iter(ranges)
     start, stop = next(waiting)
     for i, packet in enumerate(packets):
         if i < start:
             continue
-        yield from packet.decode()
+        if packet is not None:
+            yield from packet.decode()
         if i + 1 == stop:
             yield from stream.codec_context.decode(None)
             start, stop = next(waiting, (None, None))

@@ -27,8 +27,16 @@ def picture(index: int) -> np.ndarray:
     return frame
 
 
+def textured(index: int) -> np.ndarray:
+    """A moving texture with noise: lossy coding leaves something in every picture, so no two decoded ones are equal."""
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (HEIGHT // 4 + 4, WIDTH // 4 + 24, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    view = scene[index % 16 : index % 16 + HEIGHT, 2 * index % 96 : 2 * index % 96 + WIDTH].astype(np.int16)
+    return np.clip(view + np.random.default_rng(index).integers(-20, 20, view.shape), 0, 255).astype(np.uint8)
+
+
 def write_video(
-    path: Path, num_frames=40, codec="libx264", pts=None, unit=Fraction(1, 25), options=None, muxer=None
+    path: Path, num_frames=40, codec="libx264", pts=None, unit=Fraction(1, 25), options=None, muxer=None, draw=picture
 ) -> Path:
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
@@ -36,7 +44,7 @@ def write_video(
         stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         stream.codec_context.time_base = unit
         for i in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(i), format="rgb24")
             frame.pts, frame.time_base = (i if pts is None else pts[i]), unit
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -174,6 +182,7 @@ def test_packets_that_lie_are_not_trusted(mp4, monkeypatch):
         return packets
 
     monkeypatch.setattr(video_decoding, "_list_packets", with_one_that_shows_nothing)
+    monkeypatch.setattr(video_decoding, "_is_disposable", lambda *_: True)
     video = decode_video(mp4, 7)  # the last frame never comes: everything is decoded instead
     assert video.total_num_frames == 100
     assert np.array_equal(video.frames, expected.frames) and np.array_equal(video.timestamps, expected.timestamps)
@@ -187,6 +196,97 @@ def test_only_the_packets_that_are_needed_are_decoded():
         [0, 2, 1, 5, 3, 4], [True] * 6, [True, False, False, True, False, False], None, 1
     )
     assert open_group.ranges([5]) == [(3, 4)] and open_group.ranges([4]) == [(0, 6)]
+
+
+X264_OPTIONS = {
+    "defaults": {},
+    "closed_groups": {"bf": "3", "g": "12"},
+    "open_groups": {"bf": "3", "g": "12", "x264-params": "open-gop=1"},
+    "b_pyramid": {"bf": "7", "x264-params": "b-pyramid=normal:b-adapt=0:keyint=20:scenecut=0"},
+    "no_pyramid": {"bf": "4", "x264-params": "b-pyramid=none:b-adapt=0:keyint=20:scenecut=0"},
+    "many_references": {
+        "bf": "5",
+        "x264-params": "ref=8:b-adapt=2:keyint=33:aud=1:nal-hrd=vbr:vbv-maxrate=900:vbv-bufsize=900",
+    },
+    "interlaced": {"bf": "3", "g": "12", "flags": "+ildct+ilme"},
+    "intra_refresh": {"bf": "0", "x264-params": "intra-refresh=1:keyint=10"},
+    "baseline": {"profile": "baseline", "g": "10"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [(f"{name}.mp4", "libx264", options) for name, options in X264_OPTIONS.items()]
+    + [
+        ("b_frames.mkv", "libx264", X264_OPTIONS["closed_groups"]),
+        ("stream.ts", "libx264", X264_OPTIONS["closed_groups"]),
+        ("hevc.mp4", "libx265", {"x265-params": "log-level=none:bframes=4:b-pyramid=1:keyint=12:temporal-layers=3"}),
+        ("clip.webm", "libvpx-vp9", {"cpu-used": "8", "deadline": "realtime", "g": "12"}),
+        ("mpeg4.avi", "mpeg4", {"bf": "2", "g": "12", "b": "2M"}),
+    ],
+)
+def test_sampled_frames_equal_the_bits_of_a_full_decode(tmp_path, name, codec, options):
+    try:
+        path = write_video(tmp_path / name, 60, codec, options=options, draw=textured)
+    except (av.codec.codec.UnknownCodecError, av.error.FFmpegError) as error:
+        pytest.skip(f"this PyAV cannot encode {codec}: {error}")
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        whole = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert len(np.unique(whole, axis=0)) == len(whole) == 60
+    for num_frames in (1, 2, 5, 16, 60, 70):
+        video = decode_video(path, num_frames)
+        assert np.array_equal(video.frames, whole[uniform_indices(60, num_frames)]), num_frames
+
+
+@pytest.mark.parametrize("name", X264_OPTIONS)
+def test_packets_are_skipped_where_ffmpeg_finds_no_reference(tmp_path, name):
+    path = write_video(tmp_path / "clip.mp4", 60, options=X264_OPTIONS[name], draw=textured)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        listed = [packet for packet in container.demux(stream) if packet.size]
+        times = [packet.pts for packet in listed]
+        kept = [packet is not None for packet in video_decoding._without_skipped(stream, listed, wanted=())]
+        wanted = times[10:40:3]
+        given = list(video_decoding._without_skipped(stream, listed, wanted))
+    with av.open(str(path)) as container:  # an independent reading: what FFmpeg decodes when it leaves them out
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        referred_to = {frame.pts for frame in container.decode(video=0)}
+    assert {pts for pts, is_kept in zip(times, kept, strict=True) if is_kept} == referred_to
+    assert (sum(kept) < 60) == (name not in ("intra_refresh", "baseline"))
+    assert None not in given[10:40:3] + given[11:41:3]  # the wanted ones, and those that may be their second fields
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("ts", "libx264"), ("mp4", "libx265"), ("avi", "mpeg4")])
+def test_packets_of_other_kinds_are_not_skipped(tmp_path, monkeypatch, suffix, codec):
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {"bf": "3"}
+    try:
+        path = write_video(tmp_path / f"clip.{suffix}", 20, codec, options=options)
+    except (av.codec.codec.UnknownCodecError, av.error.FFmpegError) as error:
+        pytest.skip(f"this PyAV cannot encode {codec}: {error}")
+    monkeypatch.setattr(video_decoding, "_is_disposable", lambda *_: True)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        listed = [packet for packet in container.demux(stream) if packet.size]
+        assert None not in list(video_decoding._without_skipped(stream, listed, wanted=()))
+
+
+def test_units_that_are_not_understood_are_not_skipped():
+    lone = b"\0\0\0\2\x01\xff"  # a slice with nal_ref_idc 0
+    assert video_decoding._is_disposable(lone, 4)
+    assert video_decoding._is_disposable(b"\0\0\0\2\x09\x10" + lone + lone, 4)
+    for content in (
+        b"",
+        b"\0\0\0\2\x09\x10",  # a delimiter alone
+        b"\0\0\0\2\x21\xff",  # a slice that is referred to
+        lone + b"\0\0\0\2\x21\xff",
+        b"\0\0\0\2\x67\xff" + lone,  # parameters of those that follow
+        b"\0\0\0\2\x0a\xff" + lone,  # the end of a sequence
+        lone[:-1],
+        lone + b"\0",
+        b"\0\0\0\0" + lone,
+    ):
+        assert not video_decoding._is_disposable(content, 4), content
 
 
 def test_each_frame_is_called_once_a_position(tmp_path):
