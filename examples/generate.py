@@ -34,12 +34,21 @@ def main() -> None:
         "--num-frames", type=int, default=16, help="frames sampled from the video (default: %(default)s)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: %(default)s)")
+    parser.add_argument(
+        "--device-map",
+        help='where the weights go, for example "auto": spread over GPUs, memory and disk (needs accelerate)',
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON record instead of the answer alone")
     args = parser.parse_args()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, trust_remote_code=True).to(device).eval()
+    if args.device_map is not None:
+        model = AutoModelForImageTextToText.from_pretrained(
+            args.model, trust_remote_code=True, device_map=args.device_map
+        )
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(args.model, trust_remote_code=True)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
     messages = [
         {
             "role": "user",
@@ -56,7 +65,7 @@ def main() -> None:
         return_dict=True,
         return_tensors="pt",
         processor_kwargs={"num_frames": args.num_frames},
-    ).to(device)
+    ).to(model.device)
     started = time.perf_counter()
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
