@@ -5,7 +5,9 @@ videos, N frames, F all real frames of the batch, P patches of a frame, C width 
 D width of the language model.
 """
 
+import functools
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch import nn
@@ -20,9 +22,11 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, output_capturing, torch_compilable_check
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_rgpt4d import RGPT4DConfig
+from .fast_decoding import compiled_prompt, decode_by_graph
 from .timestamp_encoding import TimestampEncoding
 
 try:
@@ -39,6 +43,13 @@ CAN_SELECT_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in arguments and in outputs
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+if CACHE == "cache":
+    take_old_cache_name = deprecate_kwarg("past_key_values", version="5.40.0", new_name="cache")
+else:
+
+    def take_old_cache_name(forward):
+        return forward
+
 
 MICROSECONDS = 1e-6
 
@@ -53,10 +64,14 @@ class RGPT4DModelOutputWithPast(BaseModelOutputWithPast):
         row by row, in reading order over the batch; None if no image was given.
     video_hidden_states (`tuple[torch.Tensor, ...]`, *optional*): the projected features of each video, `(num_frames *
         g * g, D)`, frame by frame and row by row, without padding frames; None if no video was given.
+    image_outputs, video_outputs (`BaseModelOutputWithPooling`, *optional*): what `get_image_features` and
+        `get_video_features` returned.
     """
 
     image_hidden_states: tuple[torch.Tensor, ...] | None = None
     video_hidden_states: tuple[torch.Tensor, ...] | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
+    video_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -65,11 +80,14 @@ class RGPT4DCausalLMOutputWithPast(CausalLMOutputWithPast):
     loss (`torch.Tensor` of shape `()`, *optional*): cross entropy of the next token, if `labels` are given.
     logits (`torch.Tensor` of shape `(batch_size, sequence_length or logits_to_keep, vocab_size)`): scores before the
         softmax.
-    cache, hidden_states, attentions, image_hidden_states, video_hidden_states: as in `RGPT4DModelOutputWithPast`.
+    cache, hidden_states, attentions, image_hidden_states, video_hidden_states, image_outputs, video_outputs: as in
+        `RGPT4DModelOutputWithPast`.
     """
 
     image_hidden_states: tuple[torch.Tensor, ...] | None = None
     video_hidden_states: tuple[torch.Tensor, ...] | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
+    video_outputs: BaseModelOutputWithPooling | None = None
 
 
 class SpaceToDepth(nn.Module):
@@ -155,6 +173,13 @@ class RGPT4DPreTrainedModel(PreTrainedModel):
         # private files into the checkpoint and point `auto_map` at them. The map that the config already has is right.
         return cls._auto_class is not None and not cls.__name__.startswith("FSDP")
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # True would make the library wary of how we draw weights that a checkpoint lacks: it would pass over modules
+        # without parameters of their own, and so draw SigLIP's attention and MLP from another distribution. We draw by
+        # its own `_init_weights` alone, and share no modules, so there is nothing to be wary of.
+        return False
+
 
 class RGPT4DModel(RGPT4DPreTrainedModel):
     """4D-RGPT without the language-model head: everything that training needs happens here (TRL runs this model and
@@ -170,6 +195,19 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         self.multi_modal_projector = RGPT4DProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    def _apply(self, fn, recurse=True):
+        # `.to(bfloat16)`, `.half()` and whatever else casts a whole model would round the frequencies of the rotary
+        # embedding, and with them the positions of thousands of video tokens (modeling_rgpt4d/PARITY.md, cause D). Loading
+        # with `dtype=` keeps them float32; so do casts of this model.
+        exact = {name: b for name, b in self.named_buffers() if name.endswith("inv_freq") and b.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            owner, _, leaf = name.rpartition(".")
+            now = self.get_buffer(name)
+            if now.dtype in (torch.float16, torch.bfloat16):
+                self.get_submodule(owner)._buffers[leaf] = before.to(now.device)
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -208,8 +246,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         if self.config.s2_scales is None:
             raise ValueError("image_block_sizes belong to models with config.s2_scales, and this one has none")
         blocks = [tuple(block) for block in image_block_sizes.tolist()]
-        squares = sum((scale // self.config.image_size) ** 2 for scale in self.config.s2_scales[:-1])
-        lengths = [1 if block == (1, 1) else squares + block[0] * block[1] for block in blocks]
+        lengths = [1 if block == (1, 1) else sum(r * c for r, c in self.config.scale_grids(*block)) for block in blocks]
         if sum(lengths) != len(features):
             raise ValueError(
                 f"image_block_sizes {blocks} belong to {sum(lengths)} tiles, and {len(features)} are given"
@@ -236,8 +273,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             video_timestamps: `(num_videos, num_frames)`, when each frame was taken: seconds as float32 or float64, or
                 microseconds as an integer dtype. A negative value marks a padding frame, which is dropped before the
                 tower. Both forms give the same features; integers pass unharmed through whatever casts all float
-                inputs of a model (FSDP2's and DeepSpeed's mixed precision, `BatchFeature.to(dtype)`). Without them all
-                frames are real.
+                inputs of a model (FSDP2's and DeepSpeed's mixed precision, `BatchFeature.to(dtype)`). A list with one row for
+                each video serves, too. Without them all frames are real.
             vision_feature_layer: instead of the config's.
 
         Returns: the tower's output for the real frames; its `pooler_output` is a list with `(num_real_frames * g * g,
@@ -258,6 +295,8 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                 )
             frames, seconds, lengths = pixel_values_videos.flatten(0, 1), None, [num_frames] * num_videos
         else:
+            if isinstance(video_timestamps, list | tuple):  # so they come from engines, for videos of different lengths
+                video_timestamps = torch.stack(list(video_timestamps))
             if video_timestamps.shape != (num_videos, num_frames):
                 raise ValueError(
                     f"video_timestamps must be {(num_videos, num_frames)}, one for each frame of pixel_values_videos, "
@@ -303,15 +342,12 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             )
         layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layer = self.config.hidden_state_index(layer)
-        if not kwargs.get("output_hidden_states"):
-            kwargs["output_hidden_states"] = [layer] if CAN_SELECT_HIDDEN_STATES else True
         # A frozen tower gets no graph. Asking for it by `requires_grad` is not enough: gradient checkpointing makes
         # the outputs of all embeddings require a gradient, this tower's too, and would then recompute the whole tower
         # in the backward pass.
         trains = frames.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            output = self.vision_tower(frames.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        features = output.hidden_states[layer]
+            output, features = self._run_tower(frames.to(self.vision_tower.dtype), layer, **kwargs)
         # Class and register tokens stand before the patches in the towers that have them; SigLIP has none
         num_patches = self.config.patch_grid**2
         if features.ndim != 3 or features.shape[1] < num_patches:
@@ -325,6 +361,26 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             features = (features + self.timestamp_encoding(seconds).unsqueeze(1)).to(features.dtype)
         return output, features
 
+    def _run_tower(self, frames: torch.Tensor, layer: int, **kwargs) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """The tower's output and its hidden state `layer`, which stands as `last_hidden_state`, too: nothing later is used."""
+        tower, vision = self.vision_tower, self.config.vision_config
+        wanted = any(
+            kwargs.get(name, getattr(vision, name, False)) for name in ("output_hidden_states", "output_attentions")
+        )
+        watched = "forward" in tower.__dict__ or tower._forward_hooks or tower._forward_pre_hooks
+        if vision.model_type == "siglip_vision_model" and hasattr(tower, "encoder") and not (wanted or watched):
+            # NVILA reads the state before the last layer: no need to run that layer, nor the norm and head behind it.
+            # (Whoever hooks the tower, as accelerate does to offload it, is served by the whole call below.)
+            features = tower.embeddings(frames)
+            for block in tower.encoder.layers[:layer]:
+                features = block(features, None)
+            return BaseModelOutputWithPooling(last_hidden_state=features), features
+        if not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = [layer] if CAN_SELECT_HIDDEN_STATES else True
+        output = tower(frames, return_dict=True, **kwargs)
+        output.last_hidden_state = output.hidden_states[layer]
+        return output, output.last_hidden_state
+
     def _project(self, features: torch.Tensor) -> torch.Tensor:
         """`(F, P, C)` -> `(F, g * g, D)`: E_P. What is seen at one scale stands for all of them."""
         if self.config.num_scales > 1:
@@ -334,11 +390,12 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
     def _project_scales(self, tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """NVILA's `dynamic_s2`: tiles `(T, P, C)` of one image at all scales -> `(rows * columns * g * g, D)`, row by row.
 
-        The features of each scale are one map, brought to the size of the last scale's, so that the projector sees a
-        place at every scale. It works on blocks of the size of a tile.
+        The features of each scale are one map, brought to the size of one of them (the last in NVILA-8B), so that the
+        projector sees a place at every scale. It works on blocks of the size of a tile.
         """
-        scales, side, width = self.config.s2_scales, self.config.patch_grid, tiles.shape[-1]
-        grids = [(scale // scales[0],) * 2 for scale in scales[:-1]] + [(rows, columns)]
+        side, width = self.config.patch_grid, tiles.shape[-1]
+        grids = self.config.scale_grids(rows, columns)
+        rows, columns = grids[self.config.s2_resize_output_to_scale_idx]
         maps = []
         for (down, across), of_scale in zip(grids, tiles.split([r * c for r, c in grids]), strict=True):
             of_scale = of_scale.view(down, across, side, side, width).permute(4, 0, 2, 1, 3)
@@ -389,6 +446,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         return masks[0], masks[1]
 
     @can_return_tuple
+    @take_old_cache_name
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -398,6 +456,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_block_sizes: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
@@ -414,12 +473,12 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             inputs_embeds: `(batch_size, sequence_length, D)` instead of `input_ids`.
             mm_encoder_outputs: what `get_image_features` and `get_video_features` returned, under `"image"` and
                 `"video"`, instead of pixels (`generate` encodes once and passes them).
-            attention_mask, position_ids, past_key_values (`cache` from transformers 5.24 on) and further keyword
-                arguments go to the language model.
+            attention_mask, position_ids, cache (before transformers 5.24 `past_key_values`) and further keyword arguments
+                go to the language model.
 
         Raises: `ValueError` if pixels and placeholders do not match, also if one of them is missing.
         """
-        past_key_values = kwargs.pop("cache", past_key_values)
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
 
@@ -446,7 +505,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
 
         image_mask, video_mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features, video_features)
         if input_ids is not None:
-            self._check_no_missing_pixels(input_ids, past_key_values, image_mask, video_mask, images, videos)
+            self._check_no_missing_pixels(input_ids, cache, image_mask, video_mask, images, videos)
             # Placeholders may have no row in the embedding table. Row 0 stands in; features overwrite it.
             for mask, features in ((image_mask, image_features), (video_mask, video_features)):
                 if features is not None:
@@ -461,7 +520,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE: past_key_values},
+            **{CACHE: cache},
             **kwargs,
         )
         return RGPT4DModelOutputWithPast(
@@ -471,9 +530,11 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             attentions=outputs.attentions,
             image_hidden_states=images,
             video_hidden_states=videos,
+            image_outputs=encoded.get("image"),
+            video_outputs=encoded.get("video"),
         )
 
-    def _check_no_missing_pixels(self, input_ids, past_key_values, image_mask, video_mask, images, videos):
+    def _check_no_missing_pixels(self, input_ids, cache, image_mask, video_mask, images, videos):
         """A prompt with placeholders and no pixels trains or answers blindly. It happens: collators that do not know
         videos drop them.
 
@@ -482,7 +543,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         """
         if torch.compiler.is_compiling() or input_ids.shape[1] == 1:
             return
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        if cache is not None and cache.get_seq_length() > 0:
             return
         for modality, name, mask, parts in (
             ("image", "pixel_values", image_mask, images),
@@ -541,6 +602,25 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module):
         self.lm_head = new_embeddings
 
+    def generate(self, *args, fast: bool = False, streamer=None, **kwargs):
+        """`GenerationMixin.generate`, with one more switch.
+
+        Args:
+            fast: on CUDA, compile what reads the prompt and record a step of decoding as a CUDA graph, which is then
+                replayed for every token. The first call takes about a minute longer; later ones take a fraction of the
+                usual time, and a new recording only for another batch size or a longer prompt. Greedy decoding and
+                sampling with any logits processor, stopping criterion and streamer; see `decode_by_graph` for what raises
+                a `ValueError`. Elsewhere it gives the same tokens without being faster.
+        """
+        if not fast:
+            return super().generate(*args, streamer=streamer, **kwargs)
+        if kwargs.get("custom_generate") is not None or kwargs.get("assistant_model") is not None:
+            raise ValueError("fast=True is a way of decoding of its own: leave out custom_generate and assistant_model")
+        # `generate` passes no streamer on to a custom method
+        decode = functools.partial(decode_by_graph, streamer=streamer)
+        with compiled_prompt(self, CACHE):
+            return super().generate(*args, streamer=streamer, custom_generate=decode, **kwargs)
+
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -561,7 +641,17 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         """See `RGPT4DModel.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos, video_timestamps, vision_feature_layer, **kwargs)
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from its arguments what it may be given
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict:
+        # `generate` says that an assistant (assisted decoding) is never in its first iteration, and so drops what was
+        # seen: it would draft blindly. Steps of one token need no look at the cache, which can cost a synchronisation.
+        cache = kwargs.get(CACHE)
+        if kwargs.get("mm_encoder_outputs") and cache is not None and kwargs.get("next_sequence_length") != 1:
+            kwargs["is_first_iteration"] = kwargs.get("is_first_iteration", False) or cache.get_seq_length() == 0
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
     @can_return_tuple
+    @take_old_cache_name
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -571,6 +661,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_block_sizes: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
@@ -592,7 +683,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
             video_timestamps=video_timestamps,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values if cache is None else cache},
             inputs_embeds=inputs_embeds,
             image_block_sizes=image_block_sizes,
             vision_feature_layer=vision_feature_layer,
@@ -613,6 +704,8 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
             video_hidden_states=outputs.video_hidden_states,
+            image_outputs=outputs.image_outputs,
+            video_outputs=outputs.video_outputs,
         )
 
 
