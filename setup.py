@@ -11,7 +11,9 @@ TRAIN = ["accelerate", "datasets>=5.2", "matplotlib", "peft", "transformers>=5.2
 EVAL = ["datasets>=5.2", "evaluate>=0.4.6"]
 DEMO = ["matplotlib", "scipy"]
 CURATION = ["datasets>=5.2"]  # the marks and the schema of R4D-Bench's rows; its tools come with their code
-DEV = ["pytest", "ruff>=0.17,<0.18", "setuptools>=77"]
+SERVE = ["accelerate", "fastapi", "openai", "transformers>=5.23", "uvicorn"]
+QUANTIZE = ["accelerate", "bitsandbytes>=0.50"]
+DEV = ["parameterized", "pytest", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="rgpt4d",
@@ -39,7 +41,9 @@ setup(
         "eval": EVAL,
         "demo": DEMO,
         "curation": CURATION,
-        "dev": sorted({*TRAIN, *EVAL, *DEMO, *CURATION, *DEV}),
+        "serve": SERVE,
+        "quantize": QUANTIZE,
+        "dev": sorted({*TRAIN, *EVAL, *DEMO, *CURATION, *SERVE, *QUANTIZE, *DEV}),
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -5,6 +5,7 @@ Importing this package makes transformers' Auto classes know `rgpt4d` and `l4p` 
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -26,6 +27,7 @@ from .video_processing_rgpt4d import RGPT4DVideoProcessor
 
 AutoConfig.register("rgpt4d", RGPT4DConfig)
 AutoProcessor.register(RGPT4DConfig, RGPT4DProcessor)
+AutoImageProcessor.register(RGPT4DConfig, image_processor_classes={"pil": RGPT4DImageProcessor})
 # One model behind every name: people call `generate` on what `AutoModel.from_pretrained` returns.
 for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
     auto_class.register(RGPT4DConfig, RGPT4DForConditionalGeneration)

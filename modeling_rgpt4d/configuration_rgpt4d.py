@@ -61,6 +61,8 @@ class RGPT4DConfig(PreTrainedConfig):
             uses the last but one.
         s2_scales: sides in pixels of the scales that NVILA's `dynamic_s2` (NVILA-8B) shows of one image, from the
             tower's own image size on, each a multiple of it; `None` (NVILA-Lite, 4D-RGPT) shows one.
+        s2_resize_output_to_scale_idx: which of `s2_scales` has the size that all of them are brought to; NVILA-8B takes
+            the last (-1), which alone keeps the picture's aspect ratio.
         time_cue: `"tpe"` adds the timestamp encoding of Eq. 5 (arXiv 2512.17012) to the features of every video frame,
             `"none"` does not.
         tpe_layout: `"interleaved"` (Eq. 5) or `"halves"` (the authors' release), see `TimestampEncoding`.
@@ -80,7 +82,14 @@ class RGPT4DConfig(PreTrainedConfig):
     # 5.2x
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer gathers every other output over evaluation batches; these differ in size from batch to batch
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "video_hidden_states"]
+    keys_to_ignore_at_inference = [
+        "cache",
+        "past_key_values",
+        "image_hidden_states",
+        "video_hidden_states",
+        "image_outputs",
+        "video_outputs",
+    ]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -91,6 +100,7 @@ class RGPT4DConfig(PreTrainedConfig):
     projector_type: str = "mlp_downsample_3x3_fix"
     vision_feature_layer: int = -2
     s2_scales: list[int] | None = None
+    s2_resize_output_to_scale_idx: int = -1
     time_cue: str = "tpe"
     tpe_layout: str = "interleaved"
     tie_word_embeddings: bool = False
@@ -137,6 +147,11 @@ class RGPT4DConfig(PreTrainedConfig):
                 f"s2_scales {scales} must rise from the vision tower's image size {self.image_size} in multiples of it, "
                 f"for example {[self.image_size * k for k in (1, 2, 3)]}"
             )
+        if not -len(scales) <= self.s2_resize_output_to_scale_idx < len(scales):
+            raise ValueError(
+                f"s2_resize_output_to_scale_idx is {self.s2_resize_output_to_scale_idx}: choose one of the {len(scales)} "
+                "s2_scales, counted from 0, or -1 for the last"
+            )
 
     def hidden_state_index(self, layer: int) -> int:
         """The tower's hidden state `layer`, which may count from the end, counted from 0 (the embeddings)."""
@@ -157,6 +172,10 @@ class RGPT4DConfig(PreTrainedConfig):
     def num_scales(self) -> int:
         """How many features of each patch, side by side on the channels, the projector takes: 1 without `s2_scales`."""
         return len(self.s2_scales or [None])
+
+    def scale_grids(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        """Rows and columns of the tiles of each of `s2_scales`; those of the last one are given."""
+        return [(scale // self.image_size,) * 2 for scale in self.s2_scales[:-1]] + [(rows, columns)]
 
     @property
     def image_size(self) -> int:

@@ -18,7 +18,7 @@ from .region_marks import draw_marks
 ASPECT_RATIOS = ("resize", "dynamic", "dynamic_s2")  # NVILA's names
 
 
-class RGPT4DImagesKwargs(ImagesKwargs, total=False):
+class RGPT4DImageProcessorKwargs(ImagesKwargs, total=False):
     """Options of a call, beside those of every image processor.
 
     regions (`list`): for each picture None or a list of regions as `draw_marks` takes them.
@@ -44,12 +44,13 @@ class RGPT4DImageProcessor(PilBackend):
         image_aspect_ratio (`str`): `"resize"` makes one tile of a picture; `"dynamic"` (NVILA-Lite) as many as
             `dynamic_tiles` says; `"dynamic_s2"` (NVILA-8B) those of `multi_scale_tiles`.
         min_tiles, max_tiles (`int`): bounds of the number of tiles, without the one of the whole picture.
-        s2_scales (`list[int]`, *optional*): sides in pixels of the scales of `"dynamic_s2"`; the model's
-            `config.s2_scales`.
+        s2_scales (`list[int]`, *optional*), s2_resize_output_to_scale_idx (`int`): of `"dynamic_s2"`, as in the model's
+            config.
 
     Returns: `pixel_values` `(num_tiles_of_all_images, 3, height, width)` float32; the list `num_tiles` of the tiles of each
         picture, unless the mode is `"resize"`; for `"dynamic_s2"` also `image_block_sizes` `(num_images, 2)`, rows and
-        columns of the last scale, 1 and 1 for a picture that is not tiled.
+        columns of the last scale, 1 and 1 for a picture that is not tiled, and the list `num_blocks` of the blocks that
+        the projector makes tokens of.
     Raises: `ValueError` for a file that is no picture, and for an unknown mode.
     """
 
@@ -65,8 +66,12 @@ class RGPT4DImageProcessor(PilBackend):
     min_tiles = 1
     max_tiles = 12
     s2_scales = None
-    valid_kwargs = RGPT4DImagesKwargs
-    model_input_names = ["pixel_values", "image_block_sizes"]
+    s2_resize_output_to_scale_idx = -1
+    valid_kwargs = RGPT4DImageProcessorKwargs
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", *(["image_block_sizes"] if self.image_aspect_ratio == "dynamic_s2" else [])]
 
     def count_tiles(self, width: int, height: int) -> tuple[int, tuple[int, int]]:
         """How many tiles a picture of that size in pixels is cut into, and the rows and columns of their grid."""
@@ -79,6 +84,13 @@ class RGPT4DImageProcessor(PilBackend):
         squares = [(scale // side) ** 2 for scale in self.s2_scales]
         columns, rows = tile_grid(width, height, side, squares[-1], self.max_tiles)
         return sum(squares[:-1]) + columns * rows, (rows, columns)
+
+    def count_blocks(self, rows: int, columns: int) -> int:
+        """How many blocks of tokens a picture gives by `"dynamic_s2"` that has this grid at its last scale."""
+        if (rows, columns) == (1, 1):
+            return 1
+        squares = [(scale // self.s2_scales[0]) ** 2 for scale in self.s2_scales[:-1]]
+        return [*squares, rows * columns][self.s2_resize_output_to_scale_idx]
 
     def fetch_images(self, images: Any) -> Any:
         """Open what is not open yet, in nested lists too. A `ValueError` names a file that is no picture."""
@@ -154,7 +166,9 @@ class RGPT4DImageProcessor(PilBackend):
         features["num_tiles"] = num_tiles
         if image_aspect_ratio == "dynamic_s2":
             features["image_block_sizes"] = grids
-            features.convert_to_tensors(kwargs.get("return_tensors"), skip_tensor_conversion=["num_tiles"])
+            features["num_blocks"] = [self.count_blocks(*grid) for grid in grids]
+            lists = ["num_tiles", "num_blocks"]
+            features.convert_to_tensors(kwargs.get("return_tensors"), skip_tensor_conversion=lists)
         return features
 
 

@@ -19,6 +19,14 @@ try:  # under `sanitize_control_tokens` a user's own "<video>" is marked as plai
 except ImportError:
     UNMARKED = ""
 
+try:  # messages may be objects of dataclasses or of pydantic, as the clients of servers give them
+    from transformers.utils.chat_template_utils import _message_objects_to_dicts as messages_as_dicts
+except ImportError:  # before transformers 5.24 they are dicts
+
+    def messages_as_dicts(messages: Any) -> Any:
+        return messages
+
+
 # The "qwen2" conversation of NVILA: its system prompt has no full stop, every message is stripped, media stand where they
 # are written. The generation tags tell which tokens the loss is on: the answer and the token that ends it.
 CHAT_TEMPLATE = """\
@@ -185,10 +193,10 @@ class RGPT4DProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        videos=None,
-        audio=None,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        videos: Any = None,
+        *,
         regions: list | None = None,
         image_regions: list | None = None,
         marked: list | None = None,
@@ -212,7 +220,7 @@ class RGPT4DProcessor(ProcessorMixin):
         Raises: `ValueError` if placeholders and media do not match, a name is used and not given, or a medium or region
             is not as expected.
         """
-        if audio is not None:
+        if kwargs.pop("audio", None) is not None:
             raise ValueError("4D-RGPT has no audio input; leave out audio")
         videos = None if videos is None else flatten_videos(videos)
         images = (
@@ -237,6 +245,9 @@ class RGPT4DProcessor(ProcessorMixin):
         features = super().__call__(images=images or None, text=text, videos=videos or None, **kwargs)
         if "input_ids" in features:
             features["input_ids"] = self._end_frames(features["input_ids"])
+        # Engines encode these texts one by one, where the frame end merges with nothing, and know no exchange of ids
+        for offset in (o for offsets in features.get("text_replacement_offsets", ()) for o in offsets):
+            offset["replacement"] = offset["replacement"].replace(self.frame_end_placeholder, self.frame_end_token)
         return RGPT4DBatchFeature(features.data, skip_tensor_conversion=features.skip_tensor_conversion)
 
     def _check_text(self, text: list[str], images: list, videos: list, regions: list, image_regions: list, marked: Any):
@@ -249,7 +260,10 @@ class RGPT4DProcessor(ProcessorMixin):
         for token, media, what in ((self.image_token, images, "images"), (self.video_token, videos, "videos")):
             counts = self._count(token, text)
             if sum(counts) != len(media):
-                raise ValueError(f"the text has {sum(counts)} placeholders {token} and {len(media)} {what} are given")
+                raise ValueError(
+                    f"the number of {token} tokens in the prompts should be the same as the number of {what} given: the "
+                    f"text has {sum(counts)} placeholders {token} and {len(media)} {what} are given"
+                )
             remaining[what] = counts
         regions, image_regions = iter(regions), iter(image_regions)
         for i, sample in enumerate(text):
@@ -287,7 +301,8 @@ class RGPT4DProcessor(ProcessorMixin):
     def _process_images(self, images: list, **kwargs):
         processed = self.image_processor(images, **kwargs)
         replacements = [self.replace_image_token(processed, i, kwargs.get("tiled")) for i in range(len(images))]
-        processed.pop("num_tiles", None)  # the text now tells
+        for name in ("num_tiles", "num_blocks"):  # the text now tells
+            processed.pop(name, None)
         return processed, replacements
 
     def _process_videos(self, videos: list, **kwargs):
@@ -296,9 +311,8 @@ class RGPT4DProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, tiled: list | None = None, **kwargs) -> str:
         one = self.image_token * self.frame_grid**2
-        if "image_block_sizes" in image_inputs:
-            rows, columns = image_inputs["image_block_sizes"][image_idx]
-            return one * int(rows * columns) + self.frame_end_placeholder
+        if "num_blocks" in image_inputs:
+            return one * image_inputs["num_blocks"][image_idx] + self.frame_end_placeholder
         one += self.frame_end_placeholder
         if "num_tiles" not in image_inputs or (tiled is not None and not tiled[image_idx]):
             return one
@@ -321,6 +335,15 @@ class RGPT4DProcessor(ProcessorMixin):
             for ids in input_ids
         ]
 
+    def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
+        """As `ProcessorMixin`'s, with the end of a frame as part of its image (1) or video (2)."""
+        token_types = super().create_mm_token_type_ids(input_ids)
+        for ids, types in zip(input_ids, token_types, strict=True):
+            for i in range(1, len(types)):
+                if ids[i] == self.frame_end_placeholder_id:
+                    types[i] = types[i - 1]
+        return token_types
+
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """Tokens that media of given sizes take, which vLLM asks before it has seen any.
 
@@ -335,10 +358,12 @@ class RGPT4DProcessor(ProcessorMixin):
             data["num_image_patches"] = [1] * len(image_sizes)
             if mode != "resize" and len(image_sizes) == 1 and not video_sizes:
                 (height, width), *_ = image_sizes
-                num_tiles, (rows, columns) = self.image_processor.count_tiles(width, height)
+                num_tiles, grid = self.image_processor.count_tiles(width, height)
                 data["num_image_patches"] = [num_tiles]
                 data["num_image_tokens"] = [
-                    (per_frame + 1) * num_tiles if mode == "dynamic" else (per_frame - 1) * rows * columns + 1
+                    (per_frame + 1) * num_tiles
+                    if mode == "dynamic"
+                    else (per_frame - 1) * self.image_processor.count_blocks(*grid) + 1
                 ]
         if video_sizes is not None:
             data["num_video_tokens"] = [per_frame * num_frames for num_frames, *_ in video_sizes]
@@ -363,11 +388,12 @@ def _read_conversations(conversation: Any) -> tuple[list, dict]:
     """Fresh copies of the messages that the template and `ProcessorMixin` understand, and what their media blocks carry.
 
     Returns: conversations in the structure they came in, with names rewritten and media blocks reduced to
-        `{"type": ..., <type>: source}`; and the arguments `regions`, `image_regions`, `marked` and `video_metadata` of
+        their type and source; and the arguments `regions`, `image_regions`, `marked` and `video_metadata` of
         `RGPT4DProcessor.__call__`, each only if some block gives it.
     """
     if not isinstance(conversation, list | tuple) or not conversation:
         raise ValueError("a conversation is a list of messages {'role': ..., 'content': ...}")
+    conversation = messages_as_dicts(conversation)
     is_batched = isinstance(conversation[0], list | tuple)
     regions, metadata, marked, clean = {"image": [], "video": []}, [], [], []
     for messages in conversation if is_batched else [conversation]:
@@ -421,8 +447,8 @@ def _read_block(block: Any, regions: dict, metadata: list, marked: list) -> dict
         return {"type": kind}
     source = block[sources[0]]
     if kind == "video" and isinstance(source, str) and source.startswith("data:"):
-        source = _read_data_url(source)
-    return {"type": kind, kind: source}
+        return {"type": kind, kind: _read_data_url(source)}
+    return {"type": kind, sources[0]: source}
 
 
 def _read_data_url(url: str) -> bytes:

@@ -25,13 +25,15 @@ PADDING_TIMESTAMP = -1.0  # marks a frame that only fills up a shorter video of 
 REFUSED_OPTIONS = ("do_center_crop", "do_pad", "crop_size", "data_format", "input_data_format", "device")
 
 
-class RGPT4DVideosKwargs(VideosKwargs, total=False):
+class RGPT4DVideoProcessorKwargs(VideosKwargs, total=False):
     """Options of a call, beside those of every video processor.
 
     regions (`list`): for each video None or a list of regions as `draw_marks` takes them.
+    timestamp_unit (`str`): "s" or "us", see `RGPT4DVideoProcessor`.
     """
 
     regions: list | tuple | None
+    timestamp_unit: str | None
 
 
 class RGPT4DVideoProcessor(VideoProcessorMixin):
@@ -45,6 +47,8 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         num_frames (`int`): frames to sample from each video.
         fps (`float`, *optional*): sample so many frames per second of the video instead of `num_frames`.
         do_sample_frames (`bool`): False takes every frame.
+        timestamp_unit (`str`): "s" gives the times of frames as float32 seconds, "us" as int64 microseconds, for engines
+            that cast all float inputs to the model's dtype. The model takes both.
         do_resize, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in any video processor.
     """
 
@@ -60,8 +64,9 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
     do_sample_frames = True
     num_frames = 16
     fps = None
+    timestamp_unit = "s"
     return_metadata = False
-    valid_kwargs = RGPT4DVideosKwargs
+    valid_kwargs = RGPT4DVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_timestamps"]
 
     def __init__(self, **kwargs):
@@ -84,8 +89,8 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         Returns: `BatchFeature` with
             - `pixel_values_videos`: `(num_videos, num_frames, 3, height, width)` float32; shorter videos are followed by
               frames of zeros;
-            - `video_timestamps`: `(num_videos, num_frames)` float32, seconds after the first frame of each video, -1 for
-              the frames that fill up;
+            - `video_timestamps`: `(num_videos, num_frames)` float32, seconds after the first frame of each video (or int64,
+              microseconds, see `timestamp_unit`), -1 for the frames that fill up;
             - `video_metadata` if `return_metadata`.
         Raises: `ValueError` that names the video and what was expected.
         """
@@ -107,6 +112,8 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         size = options["size"]
         if options["do_resize"] and not (size and size.height and size.width):
             raise ValueError(f"size must be {{'height': ..., 'width': ...}} in pixels, got {size}")
+        if options["timestamp_unit"] not in ("s", "us"):
+            raise ValueError(f"timestamp_unit must be 's' or 'us', got {options['timestamp_unit']!r}")
         videos = flatten_videos(videos)
         regions = per_video(options["regions"], videos, "regions")
         metadata = per_video(options["video_metadata"], videos, "video_metadata")
@@ -120,14 +127,16 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
             raise ValueError(f"videos of a batch need frames of one size, got {sorted(sizes)}; leave do_resize on")
         (height, width), longest = sizes.pop(), max(len(video.frames) for video in decoded)
         pixels = np.zeros((len(decoded), longest, 3, height, width), dtype=np.float32)
-        timestamps = np.full((len(decoded), longest), PADDING_TIMESTAMP, dtype=np.float32)
+        in_seconds = options["timestamp_unit"] == "s"
+        timestamps = np.full((len(decoded), longest), PADDING_TIMESTAMP, dtype=np.float32 if in_seconds else np.int64)
         table = self._value_table(options)
         for i, video in enumerate(decoded):
             for channel in range(3):
                 np.take(
                     table[channel], video.frames[..., channel], out=pixels[i, : len(video.frames), channel], mode="clip"
                 )
-            timestamps[i, : len(video.frames)] = video.timestamps
+            times = video.timestamps if in_seconds else np.rint(video.timestamps * 1e6)
+            timestamps[i, : len(video.frames)] = times
         outputs = BatchFeature(
             {"pixel_values_videos": pixels, "video_timestamps": timestamps}, tensor_type=options["return_tensors"]
         )

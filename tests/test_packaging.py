@@ -88,7 +88,7 @@ def test_found_packages_are_the_rooms():
 def test_every_import_is_declared(wheel):
     declared = requirements(wheel[1])
     always = declared[""] | set(ROOMS)
-    installed = always | declared["train"] | declared["eval"] | declared["demo"]
+    installed = always | declared["train"] | declared["eval"] | declared["demo"] | declared["serve"]
     for path in python_files(*ROOMS, "examples"):
         siblings = {other.stem for other in path.parent.glob("*.py")} if path.parent.name == "examples" else set()
         for name in imported_modules(path) - siblings:
@@ -99,7 +99,7 @@ def test_every_import_is_declared(wheel):
 
 def test_dev_extra_holds_all_others(wheel):
     declared = requirements(wheel[1])
-    assert declared["train"] | declared["eval"] | declared["demo"] <= declared["dev"]
+    assert set.union(*(names for extra, names in declared.items() if extra)) <= declared["dev"]
 
 
 def test_modeling_room_imports_no_other_room_and_only_what_the_hub_folder_may_need():
@@ -171,7 +171,14 @@ def test_make_demo_passes_its_arguments_on():
 def test_make_without_a_target_prints_help():
     done = make()
     assert done.returncode == 0
-    assert {line.split()[1] for line in done.stdout.splitlines()} == {"help", "demo", "test", "lint", "clean"}
+    assert {line.split()[1] for line in done.stdout.splitlines()} == {
+        "help",
+        "demo",
+        "test",
+        "contract",
+        "lint",
+        "clean",
+    }
 
 
 def test_make_refuses_another_python_with_a_clear_message(tmp_path):

@@ -203,6 +203,28 @@ def test_scales_are_merged_place_by_place(model):
     torch.testing.assert_close(tokens[0], grid.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
+def test_another_scale_can_set_the_size(model, tiny_tokenizer):
+    rows, columns = 3, 4
+    tiles = torch.randn(1 + 4 + rows * columns, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    model.config.s2_resize_output_to_scale_idx = 1
+    with torch.no_grad():
+        tokens = model.model.get_image_features(tiles, torch.tensor([[rows, columns]])).pooler_output[0]
+        size = (2 * PATCHES, 2 * PATCHES)
+        maps = [
+            mean_of_source(features_by_place(model, part, grid), size)
+            for part, grid in zip(tiles.split([1, 4, rows * columns]), ((1, 1), (2, 2), (rows, columns)), strict=True)
+        ]
+        first = torch.cat(maps, dim=-1)[:PATCHES, :PATCHES].reshape(1, PATCHES**2, 3 * WIDTH)
+        first = model.model.multi_modal_projector(first)[0].view(2, 2, DIM)
+    model.config.s2_resize_output_to_scale_idx = -1
+    assert tokens.shape == (4 * 4, DIM)
+    torch.testing.assert_close(tokens.view(4, 4, DIM)[:2, :2], first, atol=1e-5, rtol=1e-5)
+    options = {"image_aspect_ratio": "dynamic_s2", "s2_scales": SCALES, "s2_resize_output_to_scale_idx": 1}
+    processor = processor_of(tiny_tokenizer, **options)
+    inputs = processor(images=[picture(400, 300)], text=["<image>What?"], return_tensors="pt")
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 4 * 4
+
+
 def test_without_tiles_a_frame_stands_for_all_scales(model):
     frames = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -246,6 +268,7 @@ def test_a_picture_of_several_scales_passes_from_processor_to_answer(model, tiny
         (lambda m: RGPT4DImageProcessor(image_aspect_ratio="dynamic")(picture(9, 9), tiled=[]), "give one for each"),
         (lambda m: RGPT4DConfig(s2_scales=[336, 672]), "must rise from the vision tower's image size 448"),
         (lambda m: RGPT4DConfig(s2_scales=[448, 500]), "multiples"),
+        (lambda m: RGPT4DConfig(s2_resize_output_to_scale_idx=1), "choose one of the 1 s2_scales"),
     ],
 )
 def test_errors_name_the_remedy(call, message, model):

@@ -1,3 +1,4 @@
+import base64
 import copy
 import hashlib
 import json
@@ -390,3 +391,15 @@ def test_folder_loads_in_a_process_without_the_project(processor, mp4, tmp_path,
     """
     printed = run_as_stranger(textwrap.dedent(script))
     assert printed.splitlines()[-2:] == [f"{expected['input_ids'].tolist()} {digest}"] * 2
+
+
+def test_a_video_in_a_data_url_is_that_of_its_file(processor, mp4):
+    content = base64.b64encode(Path(mp4).read_bytes()).decode()
+    block = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{content}"}, "regions": BOX}
+    expected = processor.apply_chat_template(ask(video(mp4, regions=BOX), "Is <obj_1> red?"), **OPTIONS)
+    inputs = processor.apply_chat_template(ask(block, "Is <obj_1> red?"), **OPTIONS)
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], expected[name]) for name in inputs)
+    for url in ("data:video/mp4;base64,@@", "data:video/mp4,AAAA"):
+        with pytest.raises(ValueError, match="data URL must be"):
+            processor.apply_chat_template(ask({"type": "video", "url": url}, "?"), **OPTIONS)
