@@ -16,6 +16,7 @@ products over the rate of a large product, bytes of the weights over the rate of
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -218,6 +219,8 @@ def benchmark(name: str, args, device: str, rate: dict[str, float]) -> dict:
         record.setdefault("prompt_tokens", inputs["input_ids"].shape[1])
         limits = floor(model, inputs, args.frames, rate)
         for mode in modes:
+            if mode == "static" and batch > 1:  # compiles anew for every batch size, and is measured for one video
+                continue
 
             def answer(num_tokens: int, inputs=inputs, mode=mode):
                 return model.generate(
@@ -324,6 +327,7 @@ def main():
         record["models"][name] = benchmark(name, args, device, rate)
         if device == "cuda":
             torch._dynamo.reset()
+            gc.collect()  # the next model's memory is measured from none
             torch.cuda.empty_cache()
         if args.output:  # after each model: an interrupted run keeps what it has
             args.output.parent.mkdir(parents=True, exist_ok=True)

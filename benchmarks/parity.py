@@ -72,7 +72,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
     return largest, largest / theirs.float().abs().max().item()
 
 
-def ask(processor, parts: list, inputs: Path):
+def conversation(parts: list, inputs: Path) -> list[dict]:
     content = []
     for part in parts:
         if isinstance(part, str):
@@ -81,10 +81,60 @@ def ask(processor, parts: list, inputs: Path):
             content.append({"type": "image", "path": str(inputs / part[1])})
         else:
             content.append({"type": "video", "path": str(inputs / part[1]), "fps": 10})
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    return [{"role": "user", "content": content}]
+
+
+@torch.no_grad()
+def compare_batch(model, processor, cases: dict, tensors: dict, references: Path, name: str) -> str:
+    """All cases of one way of tiling at once, padded on the left, against the original's single ones."""
+    mode = processor.image_processor.image_aspect_ratio
+    chosen = [
+        case for case, about in cases.items()
+        if "prompt_parts" in about and f"{case}/logits" in tensors and about.get("image_aspect_ratio") in (None, mode)
+    ]  # fmt: skip
+    conversations = [conversation(cases[case]["prompt_parts"], references / "inputs") for case in chosen]
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        processor_kwargs={"padding": True},
     )  # fmt: skip
+    logits, length = model(**inputs).logits, inputs["input_ids"].shape[1]
+    answers = model.generate(**inputs, max_new_tokens=NEW_TOKENS)[:, length:].tolist()
+    largest, relative, same = 0.0, 0.0, True
+    for i, case in enumerate(chosen):
+        expected = tensors[f"{case}/logits"][0, :, : logits.shape[-1]]
+        found = difference(logits[i, -len(expected) :], expected)
+        largest, relative = max(largest, found[0]), max(relative, found[1])
+        wanted = tensors[f"{case}/generated_ids"][0].tolist()
+        same &= answers[i][: len(wanted)] == wanted
+    lengths = sorted(inputs["attention_mask"].sum(1).tolist())
+    verdict = "equal" if same and relative <= TOLERANCE else "DIFFERENT"
+    title = f"batch of {len(chosen)}, {lengths[0]} to {lengths[-1]} tokens"
+    return f"{name} | {title} | - | - | - | - | {largest:.1e} ({relative:.1e}) | {verdict}"
+
+
+def forward_and_watch(model, inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits, and what the parts gave on the way: "features", "tokens" of the projector, "embeddings"."""
+    seen = {}
+
+    def features(module, args, output):
+        seen["features"] = output.hidden_states[-2]
+
+    def tokens(module, args, output):
+        seen["tokens"] = output
+
+    def embeddings(module, args, kwargs):
+        seen["embeddings"] = kwargs["inputs_embeds"]
+
+    parts = model.model
+    hooks = [
+        parts.vision_tower.register_forward_hook(features),
+        parts.multi_modal_projector.register_forward_hook(tokens),
+        parts.language_model.register_forward_pre_hook(embeddings, with_kwargs=True),
+    ]
+    logits = model(**inputs).logits
+    for hook in hooks:
+        hook.remove()
+    return logits, seen
 
 
 @torch.no_grad()
@@ -95,7 +145,7 @@ def compare_model(checkpoint: Path, references: Path, scratch: Path) -> tuple[li
     tensors = load_file(references / f"{name}.safetensors")
     tensors |= load_file(references / described.get("vision_file", f"{name}.safetensors"))
     converted = scratch / name
-    report = convert_nvila(checkpoint, converted)
+    convert_nvila(checkpoint, converted)
     processor = AutoProcessor.from_pretrained(converted)
     models = {
         dtype: AutoModelForImageTextToText.from_pretrained(converted, dtype=dtype).eval()
@@ -108,23 +158,12 @@ def compare_model(checkpoint: Path, references: Path, scratch: Path) -> tuple[li
             continue
         mode = about.get("image_aspect_ratio")
         processor.image_processor.image_aspect_ratio = mode or processor.image_processor.image_aspect_ratio
-        inputs = ask(processor, about["prompt_parts"], references / "inputs")
+        inputs = processor.apply_chat_template(
+            conversation(about["prompt_parts"], references / "inputs"),
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        )  # fmt: skip
         pixels = inputs.get("pixel_values", inputs.get("pixel_values_videos"))
-        seen = {}
-        hooks = [
-            exact.model.vision_tower.register_forward_hook(
-                lambda module, args, output: seen.update(features=output.hidden_states[-2])
-            ),
-            exact.model.multi_modal_projector.register_forward_hook(
-                lambda module, args, output: seen.update(tokens=output)
-            ),
-            exact.model.language_model.register_forward_pre_hook(
-                lambda module, args, kwargs: seen.update(embeddings=kwargs["inputs_embeds"]), with_kwargs=True
-            ),
-        ]
-        logits = exact(**inputs).logits
-        for hook in hooks:
-            hook.remove()
+        logits, seen = forward_and_watch(exact, inputs)
         # the original adds random rows to the vocabulary when it loads
         expected = tensors[f"{case}/logits"][..., : logits.shape[-1]]
         cells = [name, case]
@@ -160,7 +199,8 @@ def compare_model(checkpoint: Path, references: Path, scratch: Path) -> tuple[li
                 f"{name} | {case} | {str(dtype)[6:]} | {gaps.mean():.1e} | {gaps.max():.1e} | {agreement:.3f} | "
                 + ("none" if first is None else str(first + 1))
             )
-    del report
+    rows.append(compare_batch(exact, processor, described["cases"], tensors, references, name))
+    is_equal &= "DIFFERENT" not in rows[-1]
     return [f"| {row} |" for row in rows], [f"| {row} |" for row in drift], is_equal
 
 

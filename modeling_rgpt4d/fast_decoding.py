@@ -13,6 +13,7 @@ minutes. For that a layer must not know its place in the stack, so each is hande
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -25,6 +26,10 @@ LENGTH_STEP = 512
 # One new token makes a matrix product a weighted sum of columns; inductor then writes it itself and, so tuned, fused with
 # what stands around it, reads weights faster than the library's product does.
 STEP_OPTIONS = {"coordinate_descent_tuning": True}
+# For each model its last recording, and the compiled calls of its layers. Not attributes of the model, which must stay
+# something that can be copied, and must be freed when nobody uses it.
+RECORDINGS: WeakKeyDictionary = WeakKeyDictionary()
+COMPILED_LAYERS: WeakKeyDictionary = WeakKeyDictionary()
 # Layers of the tower and of the language model count together, in every kind of shape: more than dynamo's usual 8.
 RECOMPILE_LIMIT = 64
 
@@ -64,7 +69,7 @@ def decode_by_graph(
         input_ids, is_first_iteration=True, **{**model_kwargs, cache_name: step.cache}
     )
     logits = model(**inputs, return_dict=True).logits[:, -1].float()
-    step.start(prompt_mask, model_kwargs["position_ids"][:, -1:] + 1, prompt_length)
+    step.start(model, prompt_mask, model_kwargs["position_ids"][:, -1:] + 1, prompt_length)
 
     unfinished = torch.ones(batch_size, dtype=torch.long, device=device)
     previous = None  # of the token before: whether all sequences had ended, the tokens, and when the host may read them
@@ -88,7 +93,7 @@ def decode_by_graph(
                 break
         previous = current
         if length < max_length:
-            logits = step(tokens)
+            logits = step(model, tokens)
     if streamer is not None:
         if current is not None:
             streamer.put(_wait_for(current)[1])
@@ -171,7 +176,7 @@ class RecordedStep:
     """One step of decoding on tensors that stay where they are: on CUDA a recorded graph, elsewhere the plain model."""
 
     def __init__(self, model, batch_size: int, length: int, cache_name: str):
-        self.model, self.batch_size, self.length, self.cache_name = model, batch_size, length, cache_name
+        self.batch_size, self.length, self.cache_name = batch_size, length, cache_name
         self.weights = _addresses(model)
         device = model.lm_head.weight.device
         self.tokens = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
@@ -187,20 +192,20 @@ class RecordedStep:
     @classmethod
     def of(cls, model, batch_size: int, length: int, cache_name: str) -> "RecordedStep":
         """The model's last recording if it serves, else a new one. Only one is kept, because its cache takes memory."""
-        step = model.__dict__.get("_recorded_step")
+        step = RECORDINGS.get(model)
         serves = step is not None and step.batch_size == batch_size and step.length >= length
         if not serves or step.weights != _addresses(model):
-            model.__dict__["_recorded_step"] = step = None  # frees the old cache before the new one is made
-            step = cls(model, batch_size, -(-length // LENGTH_STEP) * LENGTH_STEP, cache_name)
-            model.__dict__["_recorded_step"] = step
-        return step
+            RECORDINGS.pop(model, None)
+            del step  # frees the old cache before the new one is made
+            RECORDINGS[model] = cls(model, batch_size, -(-length // LENGTH_STEP) * LENGTH_STEP, cache_name)
+        return RECORDINGS[model]
 
-    def start(self, prompt_mask: torch.Tensor | None, position_ids: torch.Tensor, prompt_length: int):
+    def start(self, model, prompt_mask: torch.Tensor | None, position_ids: torch.Tensor, prompt_length: int):
         """Go on behind a prompt that is in the cache; record the step if this is the first one."""
         self.cache.read_prompt(False)
         self._set_place(prompt_mask, position_ids, prompt_length)
         if self.graph is None and self.tokens.is_cuda:
-            self._record()
+            self._record(model)
             self._set_place(prompt_mask, position_ids, prompt_length)
 
     def _set_place(self, prompt_mask: torch.Tensor | None, position_ids: torch.Tensor, prompt_length: int):
@@ -209,24 +214,24 @@ class RecordedStep:
         self.mask.zero_()
         self.mask[..., :prompt_length] = True if prompt_mask is None else prompt_mask[:, None, None].bool()
 
-    def _record(self):
-        with _one_token_layers(self.model, self.cache_name):
+    def _record(self, model):
+        with _one_token_layers(model, self.cache_name):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(
                 stream
             ):  # compiles, and lets libraries choose their kernels, outside of the recording
                 for _ in range(2):
-                    self._step()
+                    self._step(model)
                     self.place.sub_(1)  # stays inside the cache
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.logits = self._step()
+                self.logits = self._step(model)
 
-    def _step(self) -> torch.Tensor:
+    def _step(self, model) -> torch.Tensor:
         self.mask.logical_or_(self.places == self.place)
-        outputs = self.model(
+        outputs = model(
             input_ids=self.tokens,
             attention_mask=self.mask,
             position_ids=self.position_ids,
@@ -239,11 +244,11 @@ class RecordedStep:
         self.place.add_(1)
         return outputs.logits[:, -1].float()
 
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+    def __call__(self, model, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens `(batch_size,)` -> logits `(batch_size, vocab_size)` float32, overwritten by the next call."""
         self.tokens.copy_(tokens[:, None])
         if self.graph is None:
-            return self._step()
+            return self._step(model)
         self.graph.replay()
         return self.logits
 
@@ -316,12 +321,12 @@ def compiled_prompt(model, cache_name: str) -> Iterator[None]:
     if not model.lm_head.weight.is_cuda:
         yield
         return
-    calls = model.__dict__.get("_compiled_prompt")
+    calls = COMPILED_LAYERS.get(model)
     if calls is None:
         calls = [(block, _compiled_block(block, i)) for i, block in enumerate(_blocks(model.model.vision_tower))]
         blocks = _blocks(model.model.language_model)
         calls += [(block, _compiled_block(block, i, cache_name)) for i, block in enumerate(blocks)]
-        model.__dict__["_compiled_prompt"] = calls
+        COMPILED_LAYERS[model] = calls
     with _called_by(calls):
         yield
 

@@ -7,7 +7,6 @@ D width of the language model.
 
 import functools
 from dataclasses import dataclass
-from functools import wraps
 
 import torch
 from torch import nn
@@ -607,10 +606,10 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
 
         Args:
             fast: on CUDA, compile what reads the prompt and record a step of decoding as a CUDA graph, which is then
-                replayed for every token. The first call takes about a minute longer; later ones take a fraction of the
-                usual time, and a new recording only for another batch size or a longer prompt. Greedy decoding and
-                sampling with any logits processor, stopping criterion and streamer; see `decode_by_graph` for what raises
-                a `ValueError`. Elsewhere it gives the same tokens without being faster.
+                replayed for every token. The first call takes about half a minute longer, and so does the first of another
+                batch size; all others take a fraction of the usual time. Greedy decoding and sampling with any logits
+                processor, stopping criterion and streamer; see `decode_by_graph` for what raises a `ValueError`. Not on
+                CUDA, it gives the same tokens and is no faster.
         """
         if not fast:
             return super().generate(*args, streamer=streamer, **kwargs)
@@ -641,7 +640,9 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         """See `RGPT4DModel.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos, video_timestamps, vision_feature_layer, **kwargs)
 
-    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from its arguments what it may be given
+    @functools.wraps(
+        GenerationMixin.prepare_inputs_for_generation
+    )  # `generate` reads from its arguments what it may be given
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict:
         # `generate` says that an assistant (assisted decoding) is never in its first iteration, and so drops what was
         # seen: it would draft blindly. Steps of one token need no look at the cache, which can cost a synchronisation.

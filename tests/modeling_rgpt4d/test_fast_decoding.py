@@ -1,11 +1,15 @@
 """`generate(fast=True)` gives the tokens of plain `generate`. On CUDA it is a recorded graph; elsewhere the same loop."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import modeling_rgpt4d.fast_decoding as fast_decoding
-from modeling_rgpt4d.fast_decoding import LENGTH_STEP, attend_to_cache
+from modeling_rgpt4d.fast_decoding import LENGTH_STEP, RECORDINGS, attend_to_cache
+from modeling_rgpt4d.modeling_rgpt4d import CACHE
 from tests.modeling_rgpt4d.test_modeling_rgpt4d import batched, tiny_model, video_sample
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
@@ -105,14 +109,14 @@ def test_a_streamer_gets_each_token_once(model, options):
 
 def test_one_recording_serves_prompts_up_to_its_length(model):
     model.generate(**one(model), fast=True, max_new_tokens=4, do_sample=False)
-    recorded = model.__dict__["_recorded_step"]
+    recorded = RECORDINGS[model]
     assert recorded.length == LENGTH_STEP
     for inputs in (one(model, 5, num_frames=2), one(model, 6, text=20), one(model)):
         plain, fast = both(model, inputs, max_new_tokens=7, do_sample=False)
         assert torch.equal(plain, fast)
-        assert model.__dict__["_recorded_step"] is recorded
+        assert RECORDINGS[model] is recorded
     plain, fast = both(model, two(model), max_new_tokens=4, do_sample=False)
-    assert torch.equal(plain, fast) and model.__dict__["_recorded_step"] is not recorded
+    assert torch.equal(plain, fast) and RECORDINGS[model] is not recorded
 
 
 def test_weights_that_changed_are_used(model):
@@ -141,6 +145,15 @@ def test_fast_leaves_the_model_as_it_was(model):
     assert torch.equal(model(**inputs).logits, logits)
     assert all(module._compiled_call_impl is None for module in model.modules())
     assert model.model.language_model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_nobody_uses_is_freed_and_a_used_one_can_be_copied():
+    model = tiny_model()
+    model.generate(**video_sample(1), fast=True, max_new_tokens=3, do_sample=False)
+    copy.deepcopy(model)
+    freed = weakref.ref(model)
+    del model
+    assert freed() is None  # by counting references alone: its memory is back at once
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"return_dict_in_generate": True}, {"use_cache": False}])
@@ -183,7 +196,7 @@ def test_equal_layers_share_one_compilation(monkeypatch):
     model = tiny_model(text={"num_hidden_layers": 5}, vision={"num_hidden_layers": 4})
     inputs = video_sample(1)
     plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    cache_name = "cache" if hasattr(fast_decoding.Cache, "is_linear") else "past_key_values"
+    cache_name = CACHE
     blocks = [
         (block, fast_decoding._compiled_block(block, i, name))
         for part, name in ((model.model.vision_tower, None), (model.model.language_model, cache_name))
@@ -191,9 +204,9 @@ def test_equal_layers_share_one_compilation(monkeypatch):
     ]
     step = fast_decoding.RecordedStep._step
 
-    def compiled_step(self):
-        with fast_decoding._one_token_layers(self.model, cache_name):
-            return step(self)
+    def compiled_step(self, model):
+        with fast_decoding._one_token_layers(model, cache_name):
+            return step(self, model)
 
     monkeypatch.setattr(fast_decoding.RecordedStep, "_step", compiled_step)
     with fast_decoding._called_by(blocks):
