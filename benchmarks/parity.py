@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -266,11 +267,11 @@ def probe(interpreters: list[str], folder: Path) -> list[tuple[dict, dict[str, t
 def version_tables(results: list[tuple[dict, dict[str, torch.Tensor]]]) -> str:
     (first, reference), *others = results
     lines = [
-        f"Logits of the same files, compared with transformers {first['transformers']}: largest difference, and how",
+        f"Logits of the same files, compared with transformers {first['transformers']}: largest difference, and which",
         "",
     ]
     lines[0] += (
-        " many positions have the same most likely token. The worst of four masks (none, ones, padded right, padded left)."
+        " share of positions has the same most likely token;\nthe worst of four masks (none, ones, padded right, padded left)."
     )
     header = ["model, dtype, attention", *(found["transformers"] for found, _ in others)]
     lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
@@ -320,7 +321,7 @@ def version_tables(results: list[tuple[dict, dict[str, torch.Tensor]]]) -> str:
         lines.append(
             row(
                 f"E: rope_theta read from a config written {title}",
-                lambda f, _, name=name: f"{f['theta'].get(name, 0):,.0f}",
+                lambda f, _, name=name: f"{f['theta'].get(name, 0):.4g}",
             )
         )
     return "\n".join(lines)
@@ -340,6 +341,11 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     checkpoints = sorted(path for path in args.references.glob("model_*") if path.is_dir())
+    interpreters = []
+    for name in args.python:
+        if shutil.which(name) is None:
+            parser.error(f"--python {name} is no interpreter")
+        interpreters.append(os.path.abspath(shutil.which(name)))  # not resolved: a link tells Python its environment
     if not checkpoints:
         parser.error(f"{args.references} holds no model_* folder")
 
@@ -357,7 +363,7 @@ def main():
             folder = scratch / "probe"
             folder.mkdir()
             make_probe_folder(folder, checkpoints[0])
-            tables = version_tables(probe(args.python, folder))
+            tables = version_tables(probe(interpreters, folder))
 
     report = f"""\
 # Parity with the original NVILA, and between versions of transformers
@@ -388,7 +394,8 @@ the first of {NEW_TOKENS} greedy tokens that differs from float32. Loaded with `
 ## transformers 4.46 against 5
 
 It is said that transformers 5 costs NVILA-Lite-8B 8 points of R4D-Bench. On the same files, the language model gives the
-same numbers in both; what differs, and can cost such points, is listed below, measured with each version on small random models.
+same numbers in both, to the bit with SDPA and up to rounding with eager attention. What differs, and can cost such points, is
+listed below, measured with each version on small random models.
 
 {tables or "Not measured in this run (no --python was given)."}
 

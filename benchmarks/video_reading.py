@@ -33,15 +33,13 @@ import av
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from modeling_rgpt4d.video_decoding import decode_video, uniform_indices
 
 try:
     import cv2
     import decord
-except ImportError as missing:
-    sys.exit(f"{missing}; it is compared with here: run `pip install opencv-python-headless decord`")
+except ImportError:  # said once the arguments are read, so that --help works
+    cv2 = decord = None
 
 WIDTH, HEIGHT, FPS, SECONDS = 1920, 1080, 30, 30
 KEYINTS = (250, 30)  # x264's default, and one key frame a second at least
@@ -235,6 +233,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each reader (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write a JSON record here")
     args = parser.parse_args()
+    if cv2 is None:
+        parser.error("this compares with OpenCV and decord: run `pip install opencv-python-headless decord`")
     if args.video and (args.clip or args.videos_in):
         parser.error("--video measures files that are there; --clip and --videos-in are for those that are made")
 

@@ -12,7 +12,14 @@ def tile_grid(width: int, height: int, tile: int, min_tiles: int, max_tiles: int
     Args:
         width, height: of the picture, pixels.
         tile: side of a tile, pixels.
+
+    Raises: `ValueError` if there is no grid between the bounds.
     """
+    if not 1 <= min_tiles <= max_tiles:
+        raise ValueError(
+            f"no grid has {min_tiles} to {max_tiles} tiles: raise max_tiles to {max(min_tiles, 1)} or more (the last of "
+            "s2_scales needs the square of its multiple of the first)"
+        )
     grids = [
         (columns, count // columns)
         for count in range(min_tiles, max_tiles + 1)

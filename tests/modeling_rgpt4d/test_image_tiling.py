@@ -266,6 +266,7 @@ def test_a_picture_of_several_scales_passes_from_processor_to_answer(model, tiny
         (lambda m: RGPT4DImageProcessor(image_aspect_ratio="pad")(picture(9, 9)), "choose one of"),
         (lambda m: RGPT4DImageProcessor(image_aspect_ratio="dynamic_s2")(picture(9, 9)), "needs s2_scales"),
         (lambda m: RGPT4DImageProcessor(image_aspect_ratio="dynamic")(picture(9, 9), tiled=[]), "give one for each"),
+        (lambda m: tile_grid(100, 100, 56, 9, 6), "raise max_tiles to 9"),
         (lambda m: RGPT4DConfig(s2_scales=[336, 672]), "must rise from the vision tower's image size 448"),
         (lambda m: RGPT4DConfig(s2_scales=[448, 500]), "multiples"),
         (lambda m: RGPT4DConfig(s2_resize_output_to_scale_idx=1), "choose one of the 1 s2_scales"),
