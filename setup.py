@@ -25,7 +25,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
-    package_data={"hub_cards": ["templates/*.md"], "metrics_rgpt4d": ["*/README.md"]},
+    package_data={
+        "hub_cards": ["templates/*.md"],
+        "metrics_rgpt4d": ["*/README.md"],
+        "modeling_rgpt4d": ["PARITY.md"],
+    },
     install_requires=[
         "av",
         "huggingface_hub",
