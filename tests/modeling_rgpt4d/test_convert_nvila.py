@@ -728,7 +728,8 @@ def test_verify_sees_what_the_model_does_after_loading(source, tmp_path, monkeyp
         def from_pretrained(*args, **kwargs):
             model = AutoModelForImageTextToText.from_pretrained(*args, **kwargs)
             model.model.vision_tower.embeddings.position_ids[0, 3] = 0
-            model.to(torch.bfloat16)  # rounds inv_freq
+            rotary = model.model.language_model.rotary_emb
+            rotary._buffers["inv_freq"] = rotary.inv_freq.bfloat16()  # as a cast of another model would leave it
             model.model.vision_tower.post_layernorm.weight.data += 1  # as if initialised again
             return model
 
