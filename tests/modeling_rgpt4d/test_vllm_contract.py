@@ -6,11 +6,13 @@ The last tests let vLLM's own processor read a request. They run where vllm is i
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
 from examples.make_small_model import build_model
@@ -156,10 +158,8 @@ def test_a_video_by_itself_has_the_features_that_it_has_in_a_batch(model, proces
 # --- vLLM's own code ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def engine(folder):
+def engine_of(folder):
     """What vLLM makes of the page's command: its processor."""
-    pytest.importorskip("vllm", reason="vllm is not installed")
     from vllm.config import ModelConfig
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
@@ -174,6 +174,12 @@ def engine(folder):
     )
     assert config._model_info.architecture == "TransformersMultiModalForCausalLM"
     return MULTIMODAL_REGISTRY.create_processor(config)
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    return engine_of(folder)
 
 
 def engine_reads(engine, text: str, options: dict, **media):
@@ -199,11 +205,25 @@ def test_vllm_reads_videos_and_regions_as_we_do(engine, processor):
 
 
 def test_vllm_reads_a_picture_as_we_do(engine, processor):
-    from PIL import Image
-
     picture = Image.fromarray(video(1)[0][0])
     text = prompt(processor, "What is it?").replace("<video>", "<image>")
     read_by_engine = engine_reads(engine, text, {}, image=[picture])
     ours = processor(text=text, images=[picture], return_tensors="pt")
+    assert read_by_engine["prompt_token_ids"] == ours["input_ids"][0].tolist()
+    assert torch.equal(read_by_engine["mm_kwargs"]["image"][0]["pixel_values"].data, ours["pixel_values"].bfloat16())
+
+
+def test_vllm_reads_a_tiled_picture_as_we_do(folder, tmp_path):
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    shutil.copytree(folder, tmp_path / "tiled")
+    processor = AutoProcessor.from_pretrained(tmp_path / "tiled")
+    processor.image_processor.image_aspect_ratio, processor.image_processor.max_tiles = "dynamic", 6
+    processor.save_pretrained(tmp_path / "tiled")
+    engine = engine_of(tmp_path / "tiled")
+    picture = Image.fromarray(video(1)[0][0])
+    text = prompt(processor, "What is it?").replace("<video>", "<image>")
+    ours = processor(text=text, images=[picture], return_tensors="pt")
+    assert len(ours["pixel_values"]) == 7
+    read_by_engine = engine_reads(engine, text, {}, image=[picture])
     assert read_by_engine["prompt_token_ids"] == ours["input_ids"][0].tolist()
     assert torch.equal(read_by_engine["mm_kwargs"]["image"][0]["pixel_values"].data, ours["pixel_values"].bfloat16())
