@@ -52,7 +52,7 @@ def decode_by_graph(
 
     Returns: `(batch_size, prompt_length + new_tokens)`.
     Raises: `ValueError` for what a recorded step cannot do: beams, outputs beside the ids, adapters that are not merged,
-        models spread over several devices, layers that do not attend to everything before.
+        quantised weights, models spread over several devices, layers that do not attend to everything before.
     """
     _check_supported(model, generation_config)
     device, (batch_size, prompt_length) = input_ids.device, input_ids.shape
@@ -359,6 +359,8 @@ def _check_supported(model, generation_config):
         raise ValueError(f"fast=True cannot do {', '.join(names)}: leave them out, or leave out fast")
     if any(hasattr(module, "lora_A") for module in model.model.language_model.modules()):
         raise ValueError("fast=True records the weights as they are: merge the adapter first (merge_and_unload)")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError("fast=True was never tried with quantised weights: leave out fast")
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         raise ValueError(
             "fast=True records the work of one device: load the model without device_map, or leave out fast"

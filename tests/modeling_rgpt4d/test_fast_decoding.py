@@ -162,6 +162,20 @@ def test_what_a_recording_cannot_do_is_refused_by_name(model, options):
         model.generate(**one(model), fast=True, max_new_tokens=3, do_sample=False, **options)
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("hf_quantizer", object(), "quantised"),
+        ("hf_device_map", {"model.vision_tower": 0, "model.language_model": 1}, "one device"),
+    ],
+)
+def test_weights_that_a_recording_cannot_hold_are_refused(name, value, message):
+    model = tiny_model()
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=message):
+        model.generate(**video_sample(1), fast=True, max_new_tokens=2, do_sample=False)
+
+
 def test_unmerged_adapters_are_refused():
     peft = pytest.importorskip("peft")
     model = tiny_model()
