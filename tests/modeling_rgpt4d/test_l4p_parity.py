@@ -49,7 +49,9 @@ def test_released_names_cover_the_giant_model(shared_dir):
         released = {
             entry["name"]: torch.empty(entry["shape"]) for entry in manifest["entries"] if entry["part"] != "track_2d"
         }
-    ours = implementation.rename(released, model.config.num_hidden_layers)
+    ours, unused = implementation.rename(released, model.config.num_hidden_layers)
+    needed = {entry["name"] for entry in manifest["entries"] if entry["needed_for_dense"]}
+    assert released.keys() - unused.keys() == needed
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert {name: tensor.shape for name, tensor in ours.items()} == expected
     assert model.num_parameters() == 1_236_300_426  # counted on the original: what the dense outputs read
