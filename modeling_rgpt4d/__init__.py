@@ -16,6 +16,7 @@ from transformers import (
 from .configuration_l4p import L4PConfig
 from .configuration_rgpt4d import RGPT4DConfig
 from .image_processing_rgpt4d import RGPT4DImageProcessor
+from .l4p_windows import perceive_video
 from .modeling_l4p import L4PModel, L4POutput
 from .modeling_rgpt4d import RGPT4DForConditionalGeneration, RGPT4DModel, RGPT4DPreTrainedModel
 from .perception_decoder import PerceptionDecoder, PerceptionDecoderConfig, frame_hidden_states
@@ -51,4 +52,5 @@ __all__ = [
     "decode_video",
     "draw_marks",
     "frame_hidden_states",
+    "perceive_video",
 ]

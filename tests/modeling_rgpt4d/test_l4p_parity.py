@@ -55,3 +55,17 @@ def test_released_names_cover_the_giant_model(shared_dir):
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert {name: tensor.shape for name, tensor in ours.items()} == expected
     assert model.num_parameters() == 1_236_300_426  # counted on the original: what the dense outputs read
+
+
+def test_windows_are_merged_as_the_original_merges_them(shared_dir, monkeypatch, capsys):
+    folder = shared_dir / "parity" / "l4p"
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    check, implementation = load_module("l4p_check", folder / "check.py"), load_module("l4p_impl", IMPLEMENTATION)
+    case = folder / "small56"
+    config = json.loads((case / "config.json").read_text())
+    reference = load_file(case / "windowed.safetensors")
+    video = check.normalise(reference.pop("video_uint8"))
+    with torch.no_grad():
+        steps = implementation.run_windowed(config, load_file(case / "state_dict.safetensors"), video)
+    assert set(steps) == set(reference)
+    assert check.compare(reference, steps, config, rtol=1e-5, atol=1e-5, only=""), capsys.readouterr().out

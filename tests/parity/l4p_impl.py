@@ -5,6 +5,7 @@ from torch import Tensor
 
 from modeling_rgpt4d.configuration_l4p import L4PConfig
 from modeling_rgpt4d.convert_l4p import SIGNAL_OF_TASK, rename
+from modeling_rgpt4d.l4p_windows import perceive_video, window_starts
 from modeling_rgpt4d.modeling_l4p import L4PModel
 
 
@@ -58,3 +59,19 @@ def run(config: dict, state_dict: dict[str, Tensor], video: Tensor) -> dict[str,
     for task, signal in SIGNAL_OF_TASK.items():
         steps[f"heads.{task}.out"] = output[signal]
     return steps
+
+
+def run_windowed(config: dict, state_dict: dict[str, Tensor], video: Tensor) -> dict[str, Tensor]:
+    """video: normalised float32 `(1, 3, T, H, W)`. Returns each window's taps and signals, and the merged signals."""
+    model_config = config_of(config)
+    model = L4PModel(model_config).eval()
+    model.load_state_dict(rename(state_dict, model_config.num_hidden_layers)[0], strict=True)
+    frames, steps = video.transpose(1, 2), {}
+    for number, start in enumerate(window_starts(frames.shape[1], model_config.num_frames)):
+        output = model(frames[:, start : start + model_config.num_frames])
+        for tap, hook in enumerate(model_config.taps):
+            steps[f"window.{number}.encoder.hidden.{hook}"] = output.latents[:, tap].flatten(1, 3)
+        for task, signal in SIGNAL_OF_TASK.items():
+            steps[f"window.{number}.{task}"] = output[signal]
+    merged = perceive_video(model, frames)
+    return steps | {f"windowed.{task}": merged[signal] for task, signal in SIGNAL_OF_TASK.items()}
