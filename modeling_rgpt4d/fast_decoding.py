@@ -20,7 +20,10 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+# transformers 5.24 renamed `past_key_values` to `cache`, in arguments and in outputs
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 # Caches grow in such steps, so that prompts of similar lengths share a recording.
 LENGTH_STEP = 512
 # One new token makes a matrix product a weighted sum of columns; inductor then writes it itself and, so tuned, fused with
@@ -61,12 +64,11 @@ def decode_by_graph(
     if model_kwargs.get("position_ids") is None:
         model_kwargs["position_ids"] = torch.arange(prompt_length, device=device).expand(batch_size, -1)
     prompt_mask = model_kwargs.get("attention_mask")  # without padding `generate` has dropped it
-    cache_name = "cache" if "cache" in model_kwargs else "past_key_values"  # as transformers before 5.24 calls it
 
-    step = RecordedStep.of(model, batch_size, max_length, cache_name)
+    step = RecordedStep.of(model, batch_size, max_length)
     step.cache.read_prompt(True)
     inputs = model.prepare_inputs_for_generation(
-        input_ids, is_first_iteration=True, **{**model_kwargs, cache_name: step.cache}
+        input_ids, is_first_iteration=True, **{**model_kwargs, CACHE: step.cache}
     )
     logits = model(**inputs, return_dict=True).logits[:, -1].float()
     step.start(model, prompt_mask, model_kwargs["position_ids"][:, -1:] + 1, prompt_length)
@@ -133,6 +135,7 @@ class PlacedLayer(CacheLayerMixin):
         self.is_initialized, self.is_prompt = True, True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Store `(B, K, n, d)` of a prompt, or of one token (n = 1). Returns: the keys and values to attend to."""
         if self.is_prompt:
             length = key_states.shape[-2]
             self.keys[:, :, :length].copy_(key_states)
@@ -156,6 +159,8 @@ class PlacedLayer(CacheLayerMixin):
 
 
 class PlacedCache(Cache):
+    """A `PlacedLayer` for every layer of the decoder that `config` describes, `length` positions long, filled with zeros."""
+
     def __init__(self, config, batch_size: int, length: int, place: torch.Tensor, dtype: torch.dtype):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -168,6 +173,7 @@ class PlacedCache(Cache):
         )
 
     def read_prompt(self, is_prompt: bool):
+        """Whether what comes next is a prompt or a token behind it."""
         for layer in self.layers:
             layer.is_prompt = is_prompt
 
@@ -175,8 +181,8 @@ class PlacedCache(Cache):
 class RecordedStep:
     """One step of decoding on tensors that stay where they are: on CUDA a recorded graph, elsewhere the plain model."""
 
-    def __init__(self, model, batch_size: int, length: int, cache_name: str):
-        self.batch_size, self.length, self.cache_name = batch_size, length, cache_name
+    def __init__(self, model, batch_size: int, length: int):
+        self.batch_size, self.length = batch_size, length
         self.weights = _addresses(model)
         device = model.lm_head.weight.device
         self.tokens = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
@@ -190,14 +196,14 @@ class RecordedStep:
         self.graph, self.logits = None, None
 
     @classmethod
-    def of(cls, model, batch_size: int, length: int, cache_name: str) -> "RecordedStep":
+    def of(cls, model, batch_size: int, length: int) -> "RecordedStep":
         """The model's last recording if it serves, else a new one. Only one is kept, because its cache takes memory."""
         step = RECORDINGS.get(model)
         serves = step is not None and step.batch_size == batch_size and step.length >= length
         if not serves or step.weights != _addresses(model):
             RECORDINGS.pop(model, None)
             del step  # frees the old cache before the new one is made
-            RECORDINGS[model] = cls(model, batch_size, -(-length // LENGTH_STEP) * LENGTH_STEP, cache_name)
+            RECORDINGS[model] = cls(model, batch_size, -(-length // LENGTH_STEP) * LENGTH_STEP)
         return RECORDINGS[model]
 
     def start(self, model, prompt_mask: torch.Tensor | None, position_ids: torch.Tensor, prompt_length: int):
@@ -215,7 +221,7 @@ class RecordedStep:
         self.mask[..., :prompt_length] = True if prompt_mask is None else prompt_mask[:, None, None].bool()
 
     def _record(self, model):
-        with _one_token_layers(model, self.cache_name):
+        with _one_token_layers(model):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(
@@ -238,7 +244,7 @@ class RecordedStep:
             use_cache=True,
             logits_to_keep=1,
             return_dict=True,
-            **{self.cache_name: self.cache},
+            **{CACHE: self.cache},
         )
         self.position_ids.add_(1)
         self.place.add_(1)
@@ -267,7 +273,8 @@ def attend_to_cache(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one new token `(B, H, 1, d)` to keys and values `(B, K, L, d)`, H a multiple of K.
+    """Attention of one new token `(B, H, 1, d)` to keys and values `(B, K, L, d)`, H a multiple of K, where the bool mask
+    `(B, 1, 1, L)` is True. Returns: `(B, 1, H, d)` in the values' dtype, and None for the weights.
 
     The heads that share a key head are the rows of one small matrix product, so keys and values are read once. The library's
     kernels repeat them for every head where there is a mask.
@@ -289,13 +296,13 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return list(max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=[]))
 
 
-def _compiled_block(block: nn.Module, index: int, cache_name: str | None = None, **options) -> Callable:
+def _compiled_block(block: nn.Module, index: int, **options) -> Callable:
     """`block`'s call, compiled. If it takes a cache, it gets the `index`-th layer of it, and does not use its own index."""
     compiled = torch.compile(block._call_impl, **options)
 
     def call(*args, **kwargs):
-        if isinstance(kwargs.get(cache_name), PlacedCache):
-            kwargs[cache_name] = kwargs[cache_name].layers[index]
+        if isinstance(kwargs.get(CACHE), PlacedCache):
+            kwargs[CACHE] = kwargs[CACHE].layers[index]
         return compiled(*args, **kwargs)
 
     return call
@@ -316,27 +323,25 @@ def _called_by(calls: list[tuple[nn.Module, Callable]]) -> Iterator[None]:
 
 
 @contextmanager
-def compiled_prompt(model, cache_name: str) -> Iterator[None]:
+def compiled_prompt(model) -> Iterator[None]:
     """Inside, the layers of the vision tower and of the language model are compiled for prompts, on CUDA."""
     if not model.lm_head.weight.is_cuda:
         yield
         return
     calls = COMPILED_LAYERS.get(model)
     if calls is None:
-        calls = [(block, _compiled_block(block, i)) for i, block in enumerate(_blocks(model.model.vision_tower))]
-        blocks = _blocks(model.model.language_model)
-        calls += [(block, _compiled_block(block, i, cache_name)) for i, block in enumerate(blocks)]
+        parts = (model.model.vision_tower, model.model.language_model)
+        calls = [(block, _compiled_block(block, i)) for part in parts for i, block in enumerate(_blocks(part))]
         COMPILED_LAYERS[model] = calls
     with _called_by(calls):
         yield
 
 
 @contextmanager
-def _one_token_layers(model, cache_name: str) -> Iterator[None]:
+def _one_token_layers(model) -> Iterator[None]:
     """While a step is recorded: layers compiled for one token, and the attention above."""
     decoder = model.model.language_model
-    blocks = _blocks(decoder)
-    calls = [(b, _compiled_block(b, i, cache_name, options=STEP_OPTIONS)) for i, b in enumerate(blocks)]
+    calls = [(block, _compiled_block(block, i, options=STEP_OPTIONS)) for i, block in enumerate(_blocks(decoder))]
     attention = decoder.config._attn_implementation
     if decoder._supports_attention_backend:
         decoder.config._attn_implementation = ONE_TOKEN_ATTENTION
@@ -370,4 +375,4 @@ def _check_supported(model, generation_config):
         raise ValueError("fast=True needs layers of full attention, and the language model has others: leave out fast")
 
 
-__all__ = ["compiled_prompt", "decode_by_graph"]
+__all__ = ["CACHE", "compiled_prompt", "decode_by_graph"]

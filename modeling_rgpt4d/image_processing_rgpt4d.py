@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
-from .image_tiling import dynamic_tiles, multi_scale_tiles, tile_grid
+from .image_tiling import dynamic_tiles, multi_scale_grid, multi_scale_tiles, scale_grids, tile_grid
 from .region_marks import draw_marks
 
 ASPECT_RATIOS = ("resize", "dynamic", "dynamic_s2")  # NVILA's names
@@ -81,16 +81,15 @@ class RGPT4DImageProcessor(PilBackend):
         if self.image_aspect_ratio == "dynamic":
             columns, rows = tile_grid(width, height, side, self.min_tiles, self.max_tiles)
             return columns * rows + (columns * rows > 1), (rows, columns)
-        squares = [(scale // side) ** 2 for scale in self.s2_scales]
-        columns, rows = tile_grid(width, height, side, squares[-1], self.max_tiles)
-        return sum(squares[:-1]) + columns * rows, (rows, columns)
+        grid = multi_scale_grid(width, height, self.s2_scales, self.max_tiles)
+        return sum(rows * columns for rows, columns in scale_grids(self.s2_scales, *grid)), grid
 
     def count_blocks(self, rows: int, columns: int) -> int:
         """How many blocks of tokens a picture gives by `"dynamic_s2"` that has this grid at its last scale."""
         if (rows, columns) == (1, 1):
             return 1
-        squares = [(scale // self.s2_scales[0]) ** 2 for scale in self.s2_scales[:-1]]
-        return [*squares, rows * columns][self.s2_resize_output_to_scale_idx]
+        rows, columns = scale_grids(self.s2_scales, rows, columns)[self.s2_resize_output_to_scale_idx]
+        return rows * columns
 
     def fetch_images(self, images: Any) -> Any:
         """Open what is not open yet, in nested lists too. A `ValueError` names a file that is no picture."""

@@ -59,22 +59,31 @@ def dynamic_tiles(
     return tiles, (rows, columns)
 
 
+def scale_grids(scales: list[int], rows: int, columns: int) -> list[tuple[int, int]]:
+    """`(rows, columns)` of the tiles of each scale: squares, but for the last, whose grid is given."""
+    return [(scale // scales[0],) * 2 for scale in scales[:-1]] + [(rows, columns)]
+
+
+def multi_scale_grid(width: int, height: int, scales: list[int], max_tiles: int) -> tuple[int, int]:
+    """`(rows, columns)` of the last scale: the nearest grid of at least as many tiles as a square of its size has."""
+    columns, rows = tile_grid(width, height, scales[0], (scales[-1] // scales[0]) ** 2, max_tiles)
+    return rows, columns
+
+
 def multi_scale_tiles(
     picture: Image.Image, scales: list[int], max_tiles: int, resample: int
 ) -> tuple[list[Image.Image], tuple[int, int]]:
     """NVILA's `dynamic_s2`: the picture at every scale, each cut into tiles of the first one's size.
 
-    All scales but the last are squares. The last is the nearest grid of at least as many tiles as a square of its size
-    has, and at most `max_tiles`.
-
     Returns: the tiles, scale by scale; and the grid of the last scale, `(rows, columns)`.
     """
-    tile = scales[0]
-    tiles = []
-    for scale in scales[:-1]:
-        tiles += cut_tiles(picture, scale // tile, scale // tile, tile, resample)
-    columns, rows = tile_grid(*picture.size, tile, (scales[-1] // tile) ** 2, max_tiles)
-    return tiles + cut_tiles(picture, columns, rows, tile, resample), (rows, columns)
+    grid = multi_scale_grid(*picture.size, scales, max_tiles)
+    tiles = [
+        tile
+        for rows, columns in scale_grids(scales, *grid)
+        for tile in cut_tiles(picture, columns, rows, scales[0], resample)
+    ]
+    return tiles, grid
 
 
-__all__ = ["cut_tiles", "dynamic_tiles", "multi_scale_tiles", "tile_grid"]
+__all__ = ["cut_tiles", "dynamic_tiles", "multi_scale_grid", "multi_scale_tiles", "scale_grids", "tile_grid"]

@@ -25,7 +25,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_rgpt4d import RGPT4DConfig
-from .fast_decoding import compiled_prompt, decode_by_graph
+from .fast_decoding import CACHE, compiled_prompt, decode_by_graph
 from .timestamp_encoding import TimestampEncoding
 
 try:
@@ -40,8 +40,6 @@ except ImportError:  # transformers 5.17 does not have it yet
 # 0 and not hidden states, and would silently give the wrong one: all are kept there.
 CAN_SELECT_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
 
-# transformers 5.24 renamed `past_key_values` to `cache`, in arguments and in outputs
-CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 if CACHE == "cache":
     take_old_cache_name = deprecate_kwarg("past_key_values", version="5.40.0", new_name="cache")
 else:
@@ -617,7 +615,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
             raise ValueError("fast=True is a way of decoding of its own: leave out custom_generate and assistant_model")
         # `generate` passes no streamer on to a custom method
         decode = functools.partial(decode_by_graph, streamer=streamer)
-        with compiled_prompt(self, CACHE):
+        with compiled_prompt(self):
             return super().generate(*args, streamer=streamer, custom_generate=decode, **kwargs)
 
     def get_image_features(

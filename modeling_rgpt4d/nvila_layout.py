@@ -130,7 +130,7 @@ def _refuse_unsupported(source: Source) -> None:
     mode = top.get("image_aspect_ratio", "resize")
     if mode == "dynamic_s2" and not top.get("dynamic_s2"):
         refuse("image_aspect_ratio", "is 'dynamic_s2' but dynamic_s2 is off; expected both or none")
-    if mode == "pad" and mode not in ASPECT_RATIOS:
+    if mode == "pad":
         refuse("image_aspect_ratio", f"is 'pad', which this model does not have; expected one of {ASPECT_RATIOS}")
     for key, classes in ENCODERS.items():
         _check_encoder(top.get(key), classes, lambda why, key=key: refuse(key, why))
@@ -145,7 +145,7 @@ def _refuse_unsupported(source: Source) -> None:
             why = f"is {source.preprocessor[key]!r}; SigLIP's is {expected!r}"
             refuse(key, why, "vision_tower/preprocessor_config.json")
 
-    if mode not in (*ASPECT_RATIOS, "pad"):
+    if mode not in ASPECT_RATIOS:
         source.notes.append(f"image_aspect_ratio {mode!r} is unknown and means plain resizing, as in NVILA")
     if (top.get("video_max_tiles") or 1) > 1:
         source.notes.append(f"video_max_tiles is {top['video_max_tiles']}; frames of videos are not tiled here")

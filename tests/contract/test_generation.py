@@ -5,51 +5,11 @@ import functools
 
 import pytest
 import torch
-from torch import nn
 from transformers import DynamicCache
 
-from modeling_rgpt4d import RGPT4DConfig, RGPT4DForConditionalGeneration
+from tests.modeling_rgpt4d.test_modeling_rgpt4d import FRAME_END, IMAGE, VIDEO, VOCABULARY, tiny_model
 
-IMAGE, VIDEO, FRAME_END, VOCABULARY = 78, 79, 10, 96
 PROMPT = 27  # tokens
-
-
-def tiny_model(seed: int) -> RGPT4DForConditionalGeneration:
-    """Weights are drawn wide, so that the pixels decide the answer."""
-    config = RGPT4DConfig(
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        },
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        frame_end_token_id=FRAME_END,
-    )
-    torch.manual_seed(seed)
-    model = RGPT4DForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.15)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,8 @@ from modeling_rgpt4d import (
     RGPT4DVideoProcessor,
 )
 from modeling_rgpt4d.video_processing_rgpt4d import flatten_videos
+from tests.modeling_rgpt4d.test_modeling_rgpt4d import TEXT as TINY_TEXT
+from tests.modeling_rgpt4d.test_modeling_rgpt4d import VISION
 
 
 def folder_of_checks() -> Path:
@@ -115,30 +117,8 @@ processing = import_checks("test_processing_common")
 image_processing = import_checks("test_image_processing_common")
 
 # Placeholders stay below the smallest table that the checks shrink embeddings to, and above all words
-IMAGE, VIDEO, FRAME_END, VOCABULARY = 78, 79, 10, 96
-TEXT = {
-    "model_type": "qwen2",
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-VISION = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 56,
-    "patch_size": 14,
-    "vision_use_head": False,
-}
+IMAGE, VIDEO, FRAME_END = 78, 79, 10
+TEXT = TINY_TEXT | {"bos_token_id": 1, "eos_token_id": 2}
 
 
 class RGPT4DModelTester:

@@ -5,11 +5,11 @@ import weakref
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import modeling_rgpt4d.fast_decoding as fast_decoding
 from modeling_rgpt4d.fast_decoding import LENGTH_STEP, RECORDINGS, attend_to_cache
-from modeling_rgpt4d.modeling_rgpt4d import CACHE
 from tests.modeling_rgpt4d.test_modeling_rgpt4d import batched, tiny_model, video_sample
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
@@ -177,10 +177,7 @@ def test_weights_that_a_recording_cannot_hold_are_refused(name, value, message):
 
 
 def test_unmerged_adapters_are_refused():
-    peft = pytest.importorskip("peft")
-    model = tiny_model()
-    config = peft.LoraConfig(target_modules=r".*language_model.*q_proj")
-    adapted = peft.get_peft_model(model, config)
+    adapted = get_peft_model(tiny_model(), LoraConfig(target_modules=r".*language_model.*q_proj"))
     with pytest.raises(ValueError, match="merge"):
         adapted.generate(**video_sample(1), fast=True, max_new_tokens=2, do_sample=False)
 
@@ -210,16 +207,15 @@ def test_equal_layers_share_one_compilation(monkeypatch):
     model = tiny_model(text={"num_hidden_layers": 5}, vision={"num_hidden_layers": 4})
     inputs = video_sample(1)
     plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    cache_name = CACHE
     blocks = [
-        (block, fast_decoding._compiled_block(block, i, name))
-        for part, name in ((model.model.vision_tower, None), (model.model.language_model, cache_name))
+        (block, fast_decoding._compiled_block(block, i))
+        for part in (model.model.vision_tower, model.model.language_model)
         for i, block in enumerate(fast_decoding._blocks(part))
     ]
     step = fast_decoding.RecordedStep._step
 
     def compiled_step(self, model):
-        with fast_decoding._one_token_layers(model, cache_name):
+        with fast_decoding._one_token_layers(model):
             return step(self, model)
 
     monkeypatch.setattr(fast_decoding.RecordedStep, "_step", compiled_step)

@@ -28,12 +28,16 @@ def config_of(case: dict) -> L4PConfig:
     )
 
 
+def load_model(case: dict, state_dict: dict[str, Tensor]) -> L4PModel:
+    model = L4PModel(config_of(case)).eval()
+    tensors, _ = rename(state_dict, model.config.num_hidden_layers)
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
 def run(config: dict, state_dict: dict[str, Tensor], video: Tensor) -> dict[str, Tensor]:
     """video: normalised float32 `(B, 3, T, H, W)`. Returns every dense intermediate and output."""
-    model_config = config_of(config)
-    model = L4PModel(model_config).eval()
-    tensors, _ = rename(state_dict, model_config.num_hidden_layers)
-    model.load_state_dict(tensors, strict=True)
+    model = load_model(config, state_dict)
 
     steps: dict[str, Tensor] = {}
 
@@ -63,13 +67,11 @@ def run(config: dict, state_dict: dict[str, Tensor], video: Tensor) -> dict[str,
 
 def run_windowed(config: dict, state_dict: dict[str, Tensor], video: Tensor) -> dict[str, Tensor]:
     """video: normalised float32 `(1, 3, T, H, W)`. Returns each window's taps and signals, and the merged signals."""
-    model_config = config_of(config)
-    model = L4PModel(model_config).eval()
-    model.load_state_dict(rename(state_dict, model_config.num_hidden_layers)[0], strict=True)
-    frames, steps = video.transpose(1, 2), {}
-    for number, start in enumerate(window_starts(frames.shape[1], model_config.num_frames)):
-        output = model(frames[:, start : start + model_config.num_frames])
-        for tap, hook in enumerate(model_config.taps):
+    model = load_model(config, state_dict)
+    frames, steps, window = video.transpose(1, 2), {}, model.config.num_frames
+    for number, start in enumerate(window_starts(frames.shape[1], window)):
+        output = model(frames[:, start : start + window])
+        for tap, hook in enumerate(model.config.taps):
             steps[f"window.{number}.encoder.hidden.{hook}"] = output.latents[:, tap].flatten(1, 3)
         for task, signal in SIGNAL_OF_TASK.items():
             steps[f"window.{number}.{task}"] = output[signal]
