@@ -185,8 +185,9 @@ def rates(device: str) -> dict[str, float]:
     return {"matrix_flops": 2 * n**3 / product * 1e3, "copy_bytes": 2 * size / copy * 1e3}
 
 
-def floor(model: PreTrainedModel, inputs: dict, frames: int, rate: dict[str, float]) -> dict[str, float]:
-    """Milliseconds that prefill and step take at least: their matrix products, their bytes of weights."""
+def floor(model: PreTrainedModel, inputs: dict, rate: dict[str, float]) -> dict[str, float]:
+    """Milliseconds that prefill and step take at least: their matrix products, with all of the tower, and their bytes of
+    weights and of the cache."""
     text = model.config.get_text_config()
     tower = next(m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("vision_tower", "visual"))
     decoder = model.model.language_model
@@ -217,7 +218,7 @@ def benchmark(name: str, args, device: str, rate: dict[str, float]) -> dict:
     for batch in dict.fromkeys((1, args.batch)):
         inputs = make(batch)
         record.setdefault("prompt_tokens", inputs["input_ids"].shape[1])
-        limits = floor(model, inputs, args.frames, rate)
+        limits = floor(model, inputs, rate)
         for mode in modes:
             if mode == "static" and batch > 1:  # compiles anew for every batch size, and is measured for one video
                 continue

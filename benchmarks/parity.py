@@ -114,21 +114,20 @@ def compare_batch(model, processor, cases: dict, tensors: dict, references: Path
 
 
 def forward_and_watch(model, inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits, and what the parts gave on the way: "features", "tokens" of the projector, "embeddings"."""
+    """Logits, and what the parts gave on the way: "features" as the projector gets them, its "tokens", "embeddings".
+
+    The tower itself is not watched: it would then run in whole, and not as it does for everybody else.
+    """
     seen = {}
 
-    def features(module, args, output):
-        seen["features"] = output.hidden_states[-2]
-
     def tokens(module, args, output):
-        seen["tokens"] = output
+        seen["features"], seen["tokens"] = args[0], output
 
     def embeddings(module, args, kwargs):
         seen["embeddings"] = kwargs["inputs_embeds"]
 
     parts = model.model
     hooks = [
-        parts.vision_tower.register_forward_hook(features),
         parts.multi_modal_projector.register_forward_hook(tokens),
         parts.language_model.register_forward_pre_hook(embeddings, with_kwargs=True),
     ]
@@ -171,8 +170,8 @@ def compare_model(checkpoint: Path, references: Path, scratch: Path) -> tuple[li
         if pixels is None:
             cells += ["-", "-", "-"]
         else:
-            same = torch.equal(pixels.flatten(0, -4), tensors[f"{case}/pixel_values"])
-            cells.append("equal" if same else f"{difference(pixels, tensors[f'{case}/pixel_values'])[0]:.1e}")
+            pixels, reference = pixels.flatten(0, -4), tensors[f"{case}/pixel_values"]
+            cells.append("equal" if torch.equal(pixels, reference) else f"{difference(pixels, reference)[0]:.1e}")
             for key, value in (("vision_features", seen["features"]), ("projector_output", seen["tokens"])):
                 reference = tensors.get(f"{case}/{key}")
                 if reference is None or reference.shape != value.shape:
