@@ -6,6 +6,7 @@ python examples/make_small_model.py --data runs/world4d --output runs/small
 import argparse
 import shutil
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from modeling_rgpt4d import (
     RGPT4DProcessor,
     RGPT4DVideoProcessor,
 )
+from modeling_rgpt4d.time_marks import time_prompt
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<|frame_end|>"]
 
@@ -57,12 +59,15 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int, width: int, layers: int):
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int, width: int, layers: int, time_cue: str = "tpe"
+):
     """A 4D-RGPT with random weights and its processor: SigLIP of width `width`, 2x2 projector, Qwen2 of width `2 * width`.
 
     Args:
         image_size, patch_size: pixels; each frame becomes `(image_size / patch_size / 2) ** 2` tokens.
         width, layers: of the vision tower; the language model has twice the width and as many layers.
+        time_cue: `"tpe"`, which is a part of the model, or one of the processor's, `"none"`, `"mark"` and `"prompt"`.
     """
     config = RGPT4DConfig(
         vision_config=SiglipVisionConfig(
@@ -92,6 +97,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size:
         frame_end_token_id=tokenizer.convert_tokens_to_ids("\u010a"),  # the newline, as byte-level BPE writes it
         projector_type="mlp_downsample",
         vision_feature_layer=-1,  # all layers are trained from scratch, so none is left out as in NVILA's -2
+        time_cue="tpe" if time_cue == "tpe" else "none",
     )
     model = RGPT4DForConditionalGeneration(config)
     model.generation_config.update(
@@ -99,7 +105,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size:
     )
     size = {"height": image_size, "width": image_size}
     processor = RGPT4DProcessor(
-        RGPT4DImageProcessor(size=size), RGPT4DVideoProcessor(size=size), tokenizer, frame_grid=config.frame_grid
+        RGPT4DImageProcessor(size=size),
+        RGPT4DVideoProcessor(size=size),
+        tokenizer,
+        frame_grid=config.frame_grid,
+        time_cue="none" if time_cue == "tpe" else time_cue,
     )
     return model, processor
 
@@ -115,6 +125,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="width of the vision tower (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=3, help="layers of each transformer (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=1024, help="tokens at most (default: %(default)s)")
+    parser.add_argument(
+        "--time-cue", choices=["tpe", "none", "mark", "prompt"], default="tpe", help="how the model is told the time"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
     args = parser.parse_args()
     if args.output.exists():
@@ -124,8 +137,18 @@ def main() -> None:
     messages = (message for row in train for message in to_messages({**row, "video": ""}))
     texts = (block["text"] for message in messages for block in message["content"] if block["type"] == "text")
     torch.manual_seed(args.seed)
+    if args.time_cue == "prompt":  # its words become tokens, too
+        sentences = (
+            time_prompt(duration, fps) for duration, fps in zip(train["duration_s"], train["fps"], strict=True)
+        )
+        texts = chain(texts, sentences)
     model, processor = build_model(
-        build_tokenizer(texts, args.vocab_size), args.image_size, args.patch_size, args.width, args.layers
+        build_tokenizer(texts, args.vocab_size),
+        args.image_size,
+        args.patch_size,
+        args.width,
+        args.layers,
+        args.time_cue,
     )
     unfinished = args.output.with_name(f".{args.output.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)

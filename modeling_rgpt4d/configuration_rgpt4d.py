@@ -103,6 +103,8 @@ class RGPT4DConfig(PreTrainedConfig):
     s2_resize_output_to_scale_idx: int = -1
     time_cue: str = "tpe"
     tpe_layout: str = "interleaved"
+    geometry_fusion: str = "none"
+    geometry_hidden_size: int = 0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

@@ -6,6 +6,7 @@ stored beside the model, never inside it.
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -111,11 +112,14 @@ class PerceptionDecoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all."""
+    def save_pretrained(self, folder: str | os.PathLike, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
+
+        Args: `state_dict`, the whole tensors where this module's own are spread over processes.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in (state_dict or self.state_dict()).items()}
         partial = folder / (WEIGHTS_NAME + ".partial")
         save_file(weights, partial, metadata={"format": "pt"})
         os.replace(partial, folder / WEIGHTS_NAME)
@@ -144,18 +148,21 @@ class PerceptionDecoder(nn.Module):
 
 
 def frame_hidden_states(
-    hidden_states: Tensor, input_ids: Tensor, video_token_id: int, num_videos: int, num_frames: int, grid: int
-) -> Tensor:
+    hidden_states: Tensor, input_ids: Tensor, video_token_id: int, num_frames: Sequence[int], grid: int
+) -> tuple[Tensor, ...]:
     """The hidden states of exactly the frame tokens, by the placeholder mask: frame ends, text and padding fall out.
+
+    Reading order over the rows is the order of the videos, so a row may hold no video, several, or several samples
+    packed into it, with padding on either side.
 
     Args:
         hidden_states: `(B, S, c)` of the language model.
         input_ids: `(B, S)`; a frame token holds `video_token_id`.
-        num_videos: V, videos in the whole batch, in reading order (a row may hold none, or several).
-        num_frames: N, frames of each of these videos.
+        num_frames: real frames N of each video of the batch.
         grid: g, tokens along a side of a frame.
 
-    Returns: `(V, N, g, g, c)`; gradients flow to `hidden_states`.
+    Returns: `(N, g, g, c)` for each video; gradients flow to `hidden_states`.
+    Raises: `ValueError` if the batch does not hold that many frame tokens.
     """
     if input_ids.shape != hidden_states.shape[:2]:
         raise ValueError(
@@ -163,13 +170,12 @@ def frame_hidden_states(
             f"{tuple(hidden_states.shape)}"
         )
     frame_tokens = hidden_states[input_ids == video_token_id]
-    expected = num_videos * num_frames * grid * grid
-    if len(frame_tokens) != expected:
+    if len(frame_tokens) != sum(num_frames) * grid * grid:
         raise ValueError(
-            f"input_ids hold {len(frame_tokens)} frame tokens (id {video_token_id}), but {num_videos} videos of "
-            f"{num_frames} frames of {grid} x {grid} tokens are {expected}"
+            f"input_ids hold {len(frame_tokens)} frame tokens (id {video_token_id}), but videos of {list(num_frames)} "
+            f"frames of {grid} x {grid} tokens are {sum(num_frames) * grid * grid}"
         )
-    return frame_tokens.view(num_videos, num_frames, grid, grid, hidden_states.shape[-1])
+    return frame_tokens.view(-1, grid, grid, hidden_states.shape[-1]).split(list(num_frames))
 
 
 __all__ = ["PerceptionDecoder", "PerceptionDecoderConfig", "frame_hidden_states"]

@@ -12,6 +12,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .image_processing_rgpt4d import RGPT4DImageProcessor
 from .region_marks import names_in_text, region_name, rewrite_names
+from .time_marks import time_prompt
 from .video_processing_rgpt4d import RGPT4DVideoProcessor, VideoProcessorMixin, flatten_videos, per_video
 
 try:  # under `sanitize_control_tokens` a user's own "<video>" is marked as plain text; this pattern passes over it
@@ -64,6 +65,7 @@ CHAT_TEMPLATE = """\
 """
 SOURCE_KEYS = {"image": ("image", "path", "url", "base64"), "video": ("video", "path", "url")}
 OTHER_KEYS = {"image": ("regions", "marked"), "video": ("regions", "marked", "fps")}
+TIME_CUES = ("none", "mark", "prompt")
 
 
 class RGPT4DBatchFeature(BatchFeature):
@@ -103,10 +105,21 @@ class RGPT4DProcessor(ProcessorMixin):
     `frame_end_placeholder`, and its id is exchanged after tokenisation: a newline in the text would merge with one that
     follows it into another token.
 
+    The time cue (arXiv 2512.17012, Table 6) is saved with the processor, so that training, generation and evaluation
+    have the same; `from_pretrained(folder, time_cue="mark")` changes it:
+
+    - `"none"`: the processor tells the model no times, which TPE, a part of the model, adds to the features of frames.
+    - `"mark"`: every frame of a video shows its seconds, see `draw_time`.
+    - `"prompt"`: a sentence with the duration and the rate of each video stands before its frames, as if it were
+      written there in the message, see `time_prompt`.
+
     Args:
         frame_grid (`int`): an image or a frame is frame_grid x frame_grid tokens; the model's `config.frame_grid`.
         frame_end_token (`str`): one token of the vocabulary.
         frame_end_placeholder (`str`): a special token of the tokenizer that the model never sees.
+        time_cue (`str`): `"none"`, `"mark"` or `"prompt"`. TPE is the model's: `RGPT4DConfig.time_cue`.
+
+    Raises: `ValueError` for an unknown `time_cue`, a wrong `frame_grid`, and what is not one token of the tokenizer.
     """
 
     def __init__(
@@ -120,12 +133,18 @@ class RGPT4DProcessor(ProcessorMixin):
         frame_end_token="\n",
         frame_end_placeholder="<|frame_end|>",
         frame_grid=11,
+        time_cue="none",
     ):
         if not isinstance(frame_grid, int) or frame_grid < 1:
             raise ValueError(f"frame_grid must be a positive whole number, got {frame_grid!r}")
         self.image_token, self.video_token = image_token, video_token
         self.frame_end_token, self.frame_end_placeholder = frame_end_token, frame_end_placeholder
-        self.frame_grid = frame_grid
+        if time_cue not in TIME_CUES:
+            raise ValueError(
+                f"unknown time_cue {time_cue!r} of the processor: choose one of {TIME_CUES}. The timestamp encoding 'tpe' "
+                "is a part of the model: set it in its config"
+            )
+        self.frame_grid, self.time_cue = frame_grid, time_cue
         if chat_template is None:
             chat_template = CHAT_TEMPLATE.replace("<image>", image_token).replace("<video>", video_token)
         super().__init__(image_processor, video_processor, tokenizer, chat_template=chat_template)
@@ -158,6 +177,7 @@ class RGPT4DProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        kwargs.pop("time_cue", None)  # of this class alone: the tokenizer would take it, and save it, as its own
         own = {key: value for key, value in kwargs.items() if key != "trust_remote_code"}
         return [
             RGPT4DImageProcessor.from_pretrained(pretrained_model_name_or_path, **own),
@@ -217,6 +237,7 @@ class RGPT4DProcessor(ProcessorMixin):
         Returns: `input_ids`, `attention_mask`, and where there are images or videos `pixel_values
             (num_images, 3, H, W)`, `pixel_values_videos (num_videos, num_frames, 3, H, W)` and
             `video_timestamps (num_videos, num_frames)` float32 seconds, -1 for frames that fill up a shorter video.
+            With `return_unmarked=True` also `unmarked_pixel_values_videos`, see `RGPT4DVideoProcessor`.
         Raises: `ValueError` if placeholders and media do not match, a name is used and not given, or a medium or region
             is not as expected.
         """
@@ -306,6 +327,10 @@ class RGPT4DProcessor(ProcessorMixin):
         return processed, replacements
 
     def _process_videos(self, videos: list, **kwargs):
+        if self.time_cue == "mark":
+            kwargs.setdefault("time_marks", True)
+        if self.time_cue == "prompt":
+            kwargs["return_metadata"] = True  # `ProcessorMixin` removes it, unless the caller wants it
         processed = self.video_processor(videos, **kwargs)
         return processed, [self.replace_video_token(processed, i) for i in range(len(videos))]
 
@@ -321,7 +346,11 @@ class RGPT4DProcessor(ProcessorMixin):
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
         num_frames = int((np.asarray(video_inputs["video_timestamps"][video_idx]) >= 0).sum())
-        return (self.video_token * self.frame_grid**2 + self.frame_end_placeholder) * num_frames
+        frames = (self.video_token * self.frame_grid**2 + self.frame_end_placeholder) * num_frames
+        if self.time_cue != "prompt":
+            return frames
+        video = video_inputs["video_metadata"][video_idx]
+        return time_prompt(video.duration, video.fps) + frames
 
     def _end_frames(self, input_ids: Any) -> Any:
         """Ids with the placeholder's exchanged for the token that ends a frame; tensor, array or nested lists."""
@@ -346,6 +375,9 @@ class RGPT4DProcessor(ProcessorMixin):
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """Tokens that media of given sizes take, which vLLM asks before it has seen any.
+
+        As in `create_mm_token_type_ids`, these are placeholders and frame ends; the sentence of `time_cue="prompt"` is
+        text.
 
         Args:
             image_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image of one conversation.

@@ -1,6 +1,6 @@
 """Videos to normalised frames and their times, without torchvision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
 from .region_marks import draw_marks
+from .time_marks import draw_time
 from .video_decoding import DecodedVideo, decode_video
 
 try:
@@ -29,11 +30,13 @@ class RGPT4DVideoProcessorKwargs(VideosKwargs, total=False):
     """Options of a call, beside those of every video processor.
 
     regions (`list`): for each video None or a list of regions as `draw_marks` takes them.
-    timestamp_unit (`str`): "s" or "us", see `RGPT4DVideoProcessor`.
+    timestamp_unit (`str`), time_marks (`bool`), return_unmarked (`bool`): see `RGPT4DVideoProcessor`.
     """
 
     regions: list | tuple | None
     timestamp_unit: str | None
+    time_marks: bool | None
+    return_unmarked: bool | None
 
 
 class RGPT4DVideoProcessor(VideoProcessorMixin):
@@ -49,6 +52,9 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         do_sample_frames (`bool`): False takes every frame.
         timestamp_unit (`str`): "s" gives the times of frames as float32 seconds, "us" as int64 microseconds, for engines
             that cast all float inputs to the model's dtype. The model takes both.
+        time_marks (`bool`): write its time on every resized frame, above regions, see `draw_time`.
+        return_unmarked (`bool`): where regions or times are drawn, also give the same frames without them, for a
+            teacher that perceives the scene itself.
         do_resize, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in any video processor.
     """
 
@@ -65,6 +71,8 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
     num_frames = 16
     fps = None
     timestamp_unit = "s"
+    time_marks = False
+    return_unmarked = False
     return_metadata = False
     valid_kwargs = RGPT4DVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_timestamps"]
@@ -81,8 +89,8 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
                 or of arrays `(H, W, 3)` is one video.
             regions (`list`, *optional*): for each video None or its list of regions, in pixels of its own frames.
             video_metadata (`list`, *optional*): for each video a dict or `VideoMetadata` whose `fps` is the frame rate of
-                an array or folder and whose `frames_indices` tells which source frames an array holds, if it was sampled;
-                `{}` for a video file.
+                an array or folder and whose `frames_indices` tells which source frames an array holds, if it was
+                sampled (then `total_num_frames` and `duration` are those of the source); `{}` for a video file.
             num_frames, fps, do_sample_frames, size and the other options of the class.
             return_tensors (`str`, *optional*): "pt", or "np" as without it.
 
@@ -91,7 +99,10 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
               frames of zeros;
             - `video_timestamps`: `(num_videos, num_frames)` float32, seconds after the first frame of each video (or int64,
               microseconds, see `timestamp_unit`), -1 for the frames that fill up;
-            - `video_metadata` if `return_metadata`.
+            - `unmarked_pixel_values_videos` if `return_unmarked` and something is drawn on a video of the batch: as
+              `pixel_values_videos`, without marks; it is no input of the model;
+            - `video_metadata` if `return_metadata`: frames, seconds and frames per second (the mean, if they vary) of
+              each source. A single frame may have no duration: then it is 0 and the rate None.
         Raises: `ValueError` that names the video and what was expected.
         """
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
@@ -118,56 +129,73 @@ class RGPT4DVideoProcessor(VideoProcessorMixin):
         regions = per_video(options["regions"], videos, "regions")
         metadata = per_video(options["video_metadata"], videos, "video_metadata")
 
-        decoded = [
-            self._read(f"video {i}", video, marks, meta, options)
-            for i, (video, marks, meta) in enumerate(zip(videos, regions, metadata, strict=True))
+        told = [_reader(meta) for meta in metadata]
+        read = [
+            self._read(f"video {i}", video, marks, tell, options)
+            for i, (video, marks, tell) in enumerate(zip(videos, regions, told, strict=True))
         ]
+        decoded, unmarked = [video for video, _ in read], [frames for _, frames in read]
         sizes = {video.frames.shape[1:3] for video in decoded}
         if len(sizes) > 1:
             raise ValueError(f"videos of a batch need frames of one size, got {sorted(sizes)}; leave do_resize on")
-        (height, width), longest = sizes.pop(), max(len(video.frames) for video in decoded)
-        pixels = np.zeros((len(decoded), longest, 3, height, width), dtype=np.float32)
+        longest = max(len(video.frames) for video in decoded)
         in_seconds = options["timestamp_unit"] == "s"
         timestamps = np.full((len(decoded), longest), PADDING_TIMESTAMP, dtype=np.float32 if in_seconds else np.int64)
-        table = self._value_table(options)
         for i, video in enumerate(decoded):
-            for channel in range(3):
-                np.take(
-                    table[channel], video.frames[..., channel], out=pixels[i, : len(video.frames), channel], mode="clip"
-                )
             times = video.timestamps if in_seconds else np.rint(video.timestamps * 1e6)
             timestamps[i, : len(video.frames)] = times
-        outputs = BatchFeature(
-            {"pixel_values_videos": pixels, "video_timestamps": timestamps}, tensor_type=options["return_tensors"]
-        )
+        table = self._value_table(options)
+        data = {
+            "pixel_values_videos": _normalised([video.frames for video in decoded], longest, table),
+            "video_timestamps": timestamps,
+        }
+        if any(frames is not None for frames in unmarked):
+            frames = [v.frames if u is None else u for v, u in zip(decoded, unmarked, strict=True)]
+            data["unmarked_pixel_values_videos"] = _normalised(frames, longest, table)
+        outputs = BatchFeature(data, tensor_type=options["return_tensors"])
         if options["return_metadata"]:
-            outputs["video_metadata"] = [_metadata(video) for video in decoded]
+            outputs["video_metadata"] = [_metadata(video, tell) for video, tell in zip(decoded, told, strict=True)]
         return outputs
 
-    def _read(self, position: str, video: Any, regions: list | None, metadata: Any, options: dict) -> DecodedVideo:
-        """The sampled frames of one video, marked and resized while they are decoded."""
+    def _read(self, position: str, video: Any, regions: list | None, tell: Callable, options: dict):
+        """The sampled frames of one video, resized while they are decoded, with marks; and an array of those without
+        marks, or None if it is not wanted or nothing is drawn."""
         path = video.get("path") if isinstance(video, dict) else video if isinstance(video, str | Path) else None
         where = str(path) if path is not None else position
-        metadata = {} if metadata is None else metadata
-        get = metadata.get if isinstance(metadata, dict) else lambda key: getattr(metadata, key, None)
+        without_regions = None
 
-        def each_frame(frame: np.ndarray, index: int) -> np.ndarray:
-            picture = Image.fromarray(frame)
-            if index == 0 and regions:
-                picture = draw_marks(picture, regions, source=where)
+        def resized(picture: Image.Image) -> np.ndarray:
             if options["do_resize"]:
                 picture = picture.resize((options["size"].width, options["size"].height), options["resample"])
             return np.asarray(picture)
 
-        return decode_video(
+        def each_frame(frame: np.ndarray, index: int) -> np.ndarray:
+            nonlocal without_regions
+            picture = Image.fromarray(frame)
+            if index == 0 and regions:
+                if options["return_unmarked"]:
+                    without_regions = resized(picture)
+                picture = draw_marks(picture, regions, source=where)
+            return resized(picture)
+
+        decoded = decode_video(
             video,
             num_frames=options["num_frames"] if options["do_sample_frames"] and not options["fps"] else None,
             sample_fps=options["fps"] if options["do_sample_frames"] else None,
-            fps=get("fps"),
-            source_indices=get("frames_indices"),
+            fps=tell("fps"),
+            source_indices=tell("frames_indices"),
             each_frame=each_frame,
             name=where,
         )
+        unmarked = None
+        if options["return_unmarked"] and (regions or options["time_marks"]):
+            unmarked = decoded.frames.copy()
+            if without_regions is not None:
+                unmarked[0] = without_regions
+        if options["time_marks"]:
+            for frame, seconds in zip(decoded.frames, decoded.timestamps, strict=True):
+                frame[:] = np.asarray(draw_time(Image.fromarray(frame), seconds, source=where))
+        return decoded, unmarked
 
     @staticmethod
     def _value_table(options: dict) -> np.ndarray:
@@ -216,14 +244,31 @@ def per_video(values: Any, videos: Sequence, what: str) -> list:
     return values
 
 
-def _metadata(video: DecodedVideo) -> VideoMetadata:
+def _normalised(videos: Sequence[np.ndarray], longest: int, table: np.ndarray) -> np.ndarray:
+    """`(num_videos, longest, 3, height, width)` float32 of uint8 `(num_frames, height, width, 3)`, zeros at the end."""
+    pixels = np.zeros((len(videos), longest, 3, *videos[0].shape[1:3]), dtype=np.float32)
+    for i, frames in enumerate(videos):
+        for channel in range(3):
+            np.take(table[channel], frames[..., channel], out=pixels[i, : len(frames), channel], mode="clip")
+    return pixels
+
+
+def _reader(metadata: Any) -> Callable:
+    """What a caller's dict or `VideoMetadata` tells of a video, by name; None for what it does not tell."""
+    return (metadata or {}).get if isinstance(metadata, dict | None) else lambda key: getattr(metadata, key, None)
+
+
+def _metadata(video: DecodedVideo, tell: Callable) -> VideoMetadata:
     height, width = video.source_size
+    total, duration, fps = video.total_num_frames, video.duration, tell("fps")
+    if tell("frames_indices") is not None:  # sampled before: only the caller knows what lies beyond its frames
+        total, duration = tell("total_num_frames") or total, tell("duration") or duration
     return VideoMetadata(
-        total_num_frames=video.total_num_frames,
-        fps=video.total_num_frames / video.duration,
+        total_num_frames=total,
+        fps=fps if fps is not None else total / duration if duration else None,
         width=width,
         height=height,
-        duration=video.duration,
+        duration=duration,
         video_backend="pyav",
         frames_indices=video.indices,
     )

@@ -1,12 +1,15 @@
 """Training with Perceptual 4D Distillation: settings, trainer, losses, teachers, and pictures of what is perceived."""
 
+from .checkpoints import last_complete_checkpoint
 from .collator import P4DCollator
 from .losses import explicit_distillation_loss, latent_distillation_loss
 from .p4d_config import P4DConfig
-from .p4d_trainer import P4DTrainer, freeze_untrained_parts
+from .p4d_trainer import P4DTrainer
+from .perception import perceive, stitch
 from .perception_pictures import PerceptionPictures, draw_perception
 from .signal_errors import MeanWithInterval, signal_errors
 from .teachers import GroundTruthTeacher, L4PTeacher, PerceptionTargets
+from .trained_parts import freeze_untrained_parts, llm_lora_config
 
 __all__ = [
     "GroundTruthTeacher",
@@ -20,6 +23,10 @@ __all__ = [
     "draw_perception",
     "explicit_distillation_loss",
     "freeze_untrained_parts",
+    "last_complete_checkpoint",
     "latent_distillation_loss",
+    "llm_lora_config",
+    "perceive",
     "signal_errors",
+    "stitch",
 ]

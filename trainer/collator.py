@@ -5,7 +5,11 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
+from .distillation_windows import cut, distillation_windows, video_lengths
+
 IGNORE_INDEX = -100
+
+TargetSource = Callable[[dict[str, Any], dict[str, Any], torch.Tensor], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -14,26 +18,37 @@ class P4DCollator:
 
     Args:
         processor: an `RGPT4DProcessor`; its chat template must mark the assistant's words with `{% generation %}`.
-        num_frames: frames sampled from each video.
-        truth: for [`GroundTruthTeacher`], a function `(row, timestamps) -> {signal: Tensor}` that gives the exact signals
-            of the row's one video at `timestamps`, `(num_frames,)` float32 seconds. Shapes `(C, num_frames, H, W)`.
+        num_frames: frames sampled from each video; a shorter video gives all that it has.
+        targets: for [`GroundTruthTeacher`] and [`CachedTeacher`], what is to be perceived: a function `(row, video, seconds)
+            -> {name: Tensor}`, called once for each window of a video. `video` is the block of the message, `seconds` are the
+            times of the window's frames, `(window,)` float32.
+        window: frames that the teacher sees at once; `num_frames` by default. See `distillation_windows`.
+        packed: put all samples of the batch into one row, without padding; attention stays inside each sample, because
+            `position_ids` start anew at each.
+        for_teacher: where region or time marks are drawn, also give the frames without them. `False` saves the copy where
+            there is no teacher.
 
     Call it with a list of rows. A row has `messages`, a list of `{"role", "content"}`; content is a string or a list of
     blocks as `RGPT4DProcessor.apply_chat_template` takes them. Keys whose value is `None` are left out: `datasets` adds
     them to structs. Returns:
         - `input_ids`, `attention_mask`, `labels`: `(batch, length)` int64, padded on the right. Labels hold the
-          assistant's answer and its end token, all else is -100.
+          assistant's answers and their end tokens, all else is -100. If `packed`, `(1, sum of lengths)`, and
+          `position_ids` instead of `attention_mask`.
         - `pixel_values_videos` `(num_videos, num_frames, 3, H, W)`, `video_timestamps` `(num_videos, num_frames)`
-          float32 seconds, `pixel_values` `(num_images, 3, H, W)`, where there are any.
-        - `perception_truth`: `{signal: (num_videos, C, num_frames, H, W)}`, if `truth` is given and there are videos.
+          float32 seconds, negative where a frame only fills up, `pixel_values` `(num_images, 3, H, W)`, where there are any;
+          `unmarked_pixel_values_videos`, as `pixel_values_videos`, where something is drawn.
+        - `perception_targets`: `{name: (num_windows, ...)}`, if `targets` is given and there are windows.
 
     Raises:
-        `ValueError`: a row without a trainable answer, or a row with several videos although `truth` is given.
+        `ValueError`: a row without a trainable answer.
     """
 
     processor: ProcessorMixin
     num_frames: int
-    truth: Callable[[dict[str, Any], torch.Tensor], dict[str, torch.Tensor]] | None = None
+    targets: TargetSource | None = None
+    window: int | None = None
+    packed: bool = False
+    for_teacher: bool = True
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         conversations = [_without_none(row["messages"]) for row in rows]
@@ -43,7 +58,12 @@ class P4DCollator:
             return_dict=True,
             return_tensors="pt",
             return_assistant_tokens_mask=True,
-            processor_kwargs={"num_frames": self.num_frames, "padding": True, "padding_side": "right"},
+            processor_kwargs={
+                "num_frames": self.num_frames,
+                "return_unmarked": self.for_teacher,
+                "padding": True,
+                "padding_side": "right",
+            },
         )
         answer_mask = torch.as_tensor(batch.pop("assistant_masks")).bool()
         for index, row in enumerate(rows):
@@ -53,21 +73,35 @@ class P4DCollator:
                     'with role "assistant" and some text.'
                 )
         batch["labels"] = batch["input_ids"].masked_fill(~answer_mask, IGNORE_INDEX)
-        if self.truth is not None and "pixel_values_videos" in batch:
-            batch["perception_truth"] = self._perception_truth(rows, conversations, batch["video_timestamps"])
-        return dict(batch)
+        if self.targets is not None and "pixel_values_videos" in batch:
+            targets = self._targets(rows, conversations, batch["video_timestamps"])
+            if targets:
+                batch["perception_targets"] = targets
+        return _pack(dict(batch)) if self.packed else dict(batch)
 
-    def _perception_truth(self, rows, conversations, timestamps: torch.Tensor) -> dict[str, torch.Tensor]:
-        counts = [
-            sum(block["type"] == "video" for message in c for block in message["content"] if isinstance(block, dict))
-            for c in conversations
+    def _targets(self, rows, conversations, timestamps: torch.Tensor) -> dict[str, torch.Tensor]:
+        videos = [
+            (row, block)
+            for row, conversation in zip(rows, conversations, strict=True)
+            for message in conversation
+            for block in message["content"]
+            if isinstance(block, dict) and block["type"] == "video"
         ]
-        for row, count in zip(rows, counts, strict=True):
-            if count > 1:
-                raise ValueError(f"Row {row.get('id')} has {count} videos, but its ground truth describes one.")
-        with_video = [row for row, count in zip(rows, counts, strict=True) if count == 1]
-        truths = [self.truth(row, seconds) for row, seconds in zip(with_video, timestamps, strict=True)]
-        return {name: torch.stack([torch.as_tensor(truth[name]) for truth in truths]) for name in truths[0]}
+        window = self.window or self.num_frames
+        windows = distillation_windows(video_lengths(timestamps), window, timestamps)
+        found = [
+            self.targets(*videos[one.video], seconds)
+            for one, seconds in zip(windows, cut(timestamps, windows, window), strict=True)
+        ]
+        return {name: torch.stack([torch.as_tensor(one[name]) for one in found]) for name in found[0]} if found else {}
+
+
+def _pack(batch: dict[str, Any]) -> dict[str, Any]:
+    """All samples in one row. The libraries' attention tells them apart by position ids that start anew."""
+    real = batch.pop("attention_mask").bool()
+    positions = torch.arange(real.shape[1]).expand_as(real)  # padded on the right
+    packed = {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": positions}
+    return {**batch, **{name: values[real][None] for name, values in packed.items()}}
 
 
 def _without_none(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

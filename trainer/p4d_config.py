@@ -17,7 +17,11 @@ class P4DConfig(SFTConfig):
     Args:
         trainable (`list[str]`, defaults to `["projector", "llm"]`):
             Parts that are trained, of `"vision"` (E_V), `"projector"` (E_P) and `"llm"` (with its output head); the
-            others are frozen (Table 7). With a `peft_config`, PEFT decides instead and this must keep its default.
+            others are frozen (Table 7); none of them leaves the perception decoder alone, a probe. With a `peft_config` of
+            your own, PEFT decides instead and this must keep its default.
+        llm_lora (`bool`, defaults to `False`): train the language model by LoRA, on all its linear layers; the other
+            parts of `trainable` are trained whole (Table 7). With a model loaded in 4 bits this is QLoRA.
+        lora_r, lora_alpha, lora_dropout: rank, scale and dropout of that LoRA; the paper does not give its own.
         alpha (`float`, defaults to 0.5): weight of latent distillation, L_LD (Eq. 6).
         beta (`float`, defaults to 0.1): weight of explicit distillation, L_ED (Eq. 7).
         lambda_depth, lambda_flow, lambda_motion, lambda_camray (`float`): weight of each signal inside L_ED.
@@ -35,6 +39,10 @@ class P4DConfig(SFTConfig):
         default_factory=lambda: ["projector", "llm"],
         metadata={"help": "Parts that are trained: vision, projector, llm (Table 7)."},
     )
+    llm_lora: bool = field(default=False, metadata={"help": "Train the language model by LoRA (Table 7)."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA."})
+    lora_alpha: int = field(default=128, metadata={"help": "Scale of the LoRA; its updates count lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA."})
     alpha: float = field(default=0.5, metadata={"help": "Weight of latent distillation, 'We set alpha=0.5' (A1.3)."})
     beta: float = field(default=0.1, metadata={"help": "Weight of explicit distillation, 'beta=0.1' (A1.3)."})
     lambda_depth: float = field(default=1.0, metadata={"help": "Weight of depth inside L_ED, 1.0 (A1.3)."})
@@ -74,6 +82,8 @@ class P4DConfig(SFTConfig):
             raise ValueError(
                 f"`max_length` is {self.max_length}; leave it unset, because cutting a prompt would lose frames."
             )
+        if self.llm_lora and "llm" not in self.trainable:
+            raise ValueError("`llm_lora` trains the language model, but `trainable` leaves it out: add 'llm'.")
         for name in ("alpha", "beta", *(f"lambda_{signal}" for signal in SIGNALS)):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; a loss weight must be at least 0.")

@@ -7,12 +7,23 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 
-from modeling_rgpt4d.perception_decoder import PerceptionDecoder, PerceptionDecoderConfig, frame_hidden_states
+from modeling_rgpt4d.perception_decoder import PerceptionDecoder, PerceptionDecoderConfig
 
 from .collator import IGNORE_INDEX
-from .losses import explicit_distillation_loss, latent_distillation_loss
+from .decoded_distillation import decoded_distillation, usable_windows, without
+from .distillation_windows import Window, cut, distillation_windows, video_lengths
+from .losses import latent_distillation_loss
 from .p4d_config import P4DConfig
-from .teachers import GroundTruthTeacher, L4PTeacher, PerceptionTargets
+from .perception import perceive, student_latents
+from .sharded_modules import (
+    full_state_dict,
+    idle_pass_of_decoder,
+    idle_passes_of_vision,
+    is_sharded,
+    used_elsewhere_only,
+)
+from .teachers import PerceptionTargets, Teacher
+from .trained_parts import freeze_untrained_parts, llm_lora_config
 
 DECODER_FOLDER = "perception_decoder"
 
@@ -23,17 +34,24 @@ class P4DTrainer(SFTTrainer):
     Args:
         model: an `RGPT4DForConditionalGeneration`, or its folder or Hub id.
         args ([`P4DConfig`]): settings; `alpha`, `beta` and the lambdas are the paper's by default.
-        teacher ([`L4PTeacher`] or [`GroundTruthTeacher`], *optional*): the frozen 4D perception model. It belongs to the
-            trainer and never to the model. Without one the loss is L_SFT alone ("4D-SFT" of Table 4).
-        data_collator ([`P4DCollator`]): gives videos with their seconds, and `perception_truth` for ground truth.
+        teacher ([`L4PTeacher`], [`CachedTeacher`] or [`GroundTruthTeacher`], *optional*): the frozen 4D perception model. It
+            belongs to the trainer and never to the model. Without one the loss is L_SFT alone ("4D-SFT" of Table 4). A
+            model with `config.geometry_fusion` ("4D-Concat", "4D-PE") gets its latents as input.
+        data_collator ([`P4DCollator`]): gives videos with their seconds, and `perception_targets` for a cache or the truth.
         Everything else is as in `trl.SFTTrainer`.
 
     While it trains, the perception decoder D_4DP (Eq. 3) is a sub-module of the model, so that the optimizer, gradient
     clipping, DDP and FSDP see it. It is written beside every checkpoint, in the folder `perception_decoder`, and never
-    into the model's own files. A batch without video gets L_SFT alone.
+    into the model's own files.
 
-    Logged for each term, in its natural scale (a mean per token, or per video): `loss_sft`, `loss_ld`, `loss_ed`,
-    and `loss_<signal>`, the unweighted Smooth-L1 sum over frames.
+    What is distilled is a window of the teacher's number of frames; a longer video has several, a shorter one none, and
+    a batch without any gets L_SFT alone. LD and ED are means over the windows of the whole accumulated batch. A window
+    whose targets are not finite adds nothing.
+
+    Logged for each term, in its natural scale (a mean per token, or per window): `loss_sft`, `loss_ld`, `loss_ed`,
+    and `loss_<signal>`, the unweighted Smooth-L1 sum over frames; for the steps that are logged `grad_norm_<term>`, the norm of
+    the gradient that the term, with its weight in Eq. A8, sends to the last hidden states; and since the start
+    `videos_too_short` and `windows_skipped`.
     """
 
     _tag_names = ["rgpt4d", "p4d"]
@@ -45,7 +63,7 @@ class P4DTrainer(SFTTrainer):
         self,
         model: str | PreTrainedModel,
         args: P4DConfig,
-        teacher: L4PTeacher | GroundTruthTeacher | None = None,
+        teacher: Teacher | None = None,
         **kwargs,
     ):
         if not isinstance(args, P4DConfig):
@@ -54,31 +72,60 @@ class P4DTrainer(SFTTrainer):
             raise ValueError(
                 "P4DTrainer needs `data_collator`, a trainer.P4DCollator: TRL's own would drop the videos."
             )
+        own_peft = kwargs.get("peft_config") is not None
+        if own_peft and (args.llm_lora or args.trainable != P4DConfig.__dataclass_fields__["trainable"].default_factory()):
+            raise ValueError(
+                "With `peft_config`, PEFT decides what is trained: leave `trainable` and `llm_lora` at their defaults."
+            )
+        if args.llm_lora:
+            kwargs["peft_config"] = llm_lora_config(args)
         super().__init__(model, args, **kwargs)
         core = self._core(self.model)
         if kwargs.get("peft_config") is None:
             freeze_untrained_parts(core, args.trainable)
-        elif args.trainable != P4DConfig.__dataclass_fields__["trainable"].default_factory():
-            raise ValueError("With `peft_config`, PEFT decides what is trained; leave `trainable` at its default.")
         self.teacher = teacher
         self.perception_decoder: PerceptionDecoder | None = None
         self._redirect = _ForwardRedirection()
-        self._num_videos_in_batch: torch.Tensor | None = None
+        self._num_windows_in_batch: torch.Tensor | None = None
+        self._counts = {"videos_too_short": 0, "windows_skipped": 0}
         if teacher is not None:
-            if missing := [signal for signal in args.signals if signal not in teacher.signals]:
-                raise ValueError(f"`signals` asks for {missing}, but the teacher gives {list(teacher.signals)}.")
-            teacher.to(self.accelerator.device)
-            self.perception_decoder = PerceptionDecoder(
-                PerceptionDecoderConfig(
-                    in_features=core.config.get_text_config().hidden_size,
-                    latent_shape=teacher.latent_shape,
-                    kind=args.decoder_kind,
-                    hidden_size=args.decoder_hidden_size,
-                )
-            ).to(self.accelerator.device)
-            core.add_module(DECODER_FOLDER, self.perception_decoder)
-            keys = {f"{DECODER_FOLDER}.{key}" for key in self.perception_decoder.state_dict()}
-            core._keys_to_ignore_on_save = set(core._keys_to_ignore_on_save or ()) | keys
+            self._set_up_teacher(core, teacher)
+        elif core.config.geometry_fusion != "none":
+            raise ValueError(
+                f"The model's geometry_fusion is {core.config.geometry_fusion!r}: it needs a `teacher` for its input."
+            )
+
+    def _set_up_teacher(self, core: PreTrainedModel, teacher: Teacher) -> None:
+        if missing := [signal for signal in self.args.signals if signal not in teacher.signals]:
+            raise ValueError(f"`signals` asks for {missing}, but the teacher gives {list(teacher.signals)}.")
+        frames = getattr(self.data_collator, "num_frames", None)
+        window = getattr(self.data_collator, "window", None) or frames
+        if frames is not None and frames < teacher.num_frames:
+            raise ValueError(
+                f"The collator samples {frames} frames of a video, but the teacher sees windows of {teacher.num_frames}: "
+                f"set its num_frames to at least {teacher.num_frames}, or use a teacher of {frames} frames."
+            )
+        if getattr(self.data_collator, "targets", None) is not None and window != teacher.num_frames:
+            raise ValueError(
+                f"The collator's targets are for windows of {window} frames, but the teacher sees {teacher.num_frames}: "
+                f"give the collator window={teacher.num_frames}."
+            )
+        teacher.to(self.accelerator.device)
+        if not self.args.distill_latent and not self.args.signals:
+            if core.config.geometry_fusion == "none":
+                raise ValueError("Nothing is learnt from the teacher: set `distill_latent`, name `signals`, or leave it out.")
+            return
+        self.perception_decoder = PerceptionDecoder(
+            PerceptionDecoderConfig(
+                in_features=core.config.get_text_config().hidden_size,
+                latent_shape=teacher.latent_shape,
+                kind=self.args.decoder_kind,
+                hidden_size=self.args.decoder_hidden_size,
+            )
+        ).to(self.accelerator.device)
+        core.add_module(DECODER_FOLDER, self.perception_decoder)
+        keys = {f"{DECODER_FOLDER}.{key}" for key in self.perception_decoder.state_dict()}
+        core._keys_to_ignore_on_save = set(core._keys_to_ignore_on_save or ()) | keys
 
     def _core(self, model: nn.Module) -> PreTrainedModel:
         """The bare `RGPT4DForConditionalGeneration` inside DDP, FSDP and PEFT wrappers."""
@@ -89,168 +136,268 @@ class P4DTrainer(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # The distillation terms are means over the videos of the whole accumulated batch and of all processes, as the
+        # The distillation terms are means over the windows of the whole accumulated batch and of all processes, as the
         # SFT term is over tokens: then 2 steps of 4 samples give the gradient of 1 step of 8 for any mix of samples.
-        num_videos = sum(len(batch["pixel_values_videos"]) for batch in batch_samples if "pixel_values_videos" in batch)
-        num_videos = torch.tensor(num_videos, device=device)
+        num_windows = torch.tensor(sum(len(self._windows(batch)[1]) for batch in batch_samples), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            num_videos = self.accelerator.gather(num_videos).sum()
-        self._num_videos_in_batch = num_videos
+            num_windows = self.accelerator.gather(num_windows).sum()
+        self._num_windows_in_batch = num_windows.clamp(min=1)
         return batch_samples, num_items_in_batch
+
+    def _windows(self, inputs: dict[str, Any]) -> tuple[list[int], list[Window]]:
+        """Frames of each video of a batch, and the windows that the teacher sees of them."""
+        if self.teacher is None or "pixel_values_videos" not in inputs:
+            return [], []
+        timestamps = inputs["video_timestamps"]
+        lengths = video_lengths(timestamps)
+        return lengths, distillation_windows(lengths, self.teacher.num_frames, timestamps)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         r"""Eq. A8. `inputs` is a batch of [`P4DCollator`]; see `trl.SFTTrainer.compute_loss` for the rest.
 
-        Raises: `ValueError` if the videos do not fit the teacher.
+        Raises: `ValueError` if what the batch carries does not fit the teacher.
         """
-        truth = inputs.pop("perception_truth", None)
-        if self.teacher is None or "pixel_values_videos" not in inputs:
-            loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
-            terms = {"loss_sft": self._natural_sft(loss, inputs, num_items_in_batch)}
-        else:
-            targets = self.perception_targets(inputs, truth)
-            # Through the wrapper's own forward, so that DDP and FSDP see one graph with the decoder in it.
-            loss, terms = self._redirect(
-                model,
-                self.accelerator.unwrap_model(model),
-                self._sft_and_distillation,
-                self._core(model),
-                inputs,
-                targets,
-                num_items_in_batch,
-            )
-        mode = "train" if self.model.training else "eval"
-        for name, value in terms.items():  # after the redirect: no collective may run inside DDP's forward
-            self._metrics[mode][name].append(self.accelerator.gather_for_metrics(value.detach()).mean().item())
+        core, mode = self._core(model), "train" if self.model.training else "eval"
+        lengths, windows, targets = self._ask_teacher(core, inputs)
+        idle = self._idle_passes(model, inputs, windows)
+        # Through the wrapper's own forward, so that DDP and FSDP see one graph with the decoder in it.
+        loss, terms = self._redirect(
+            model,
+            self.accelerator.unwrap_model(model),
+            self._sft_and_distillation,
+            core,
+            inputs,
+            lengths,
+            windows,
+            targets,
+            idle,
+            num_items_in_batch,
+        )
+        self._record(mode, terms)  # after the redirect: no collective may run inside DDP's forward
         return (loss, None) if return_outputs else loss
 
+    def _ask_teacher(
+        self, core: PreTrainedModel, inputs: dict[str, Any]
+    ) -> tuple[list[int], list[Window], PerceptionTargets | None]:
+        """Frames of each video, the windows of the batch, and what the teacher perceives in them (Eq. 1 and 2).
+
+        Takes from `inputs` what is not the model's, and adds the geometry that the baselines of Table 4 read.
+        """
+        unmarked = inputs.pop("unmarked_pixel_values_videos", None)
+        carried = inputs.pop("perception_targets", None)
+        lengths, windows = self._windows(inputs)
+        fused = core.config.geometry_fusion != "none" and bool(lengths)
+        if fused and set(lengths) != {self.teacher.num_frames}:
+            raise ValueError(
+                f"The videos have {lengths} frames, but geometry_fusion needs the latents of each in one window of the "
+                f"teacher: sample {self.teacher.num_frames} frames of every video."
+            )
+        self._counts["videos_too_short"] += len(lengths) - len({window.video for window in windows})
+        if not windows:
+            return lengths, windows, None
+        # The teacher sees the frames without marks: a number drawn on them is no part of the scene.
+        videos = inputs["pixel_values_videos"] if unmarked is None else unmarked
+        processor = self.processing_class.video_processor
+        targets = self.teacher.perceive(
+            torch.stack(cut(videos, windows, self.teacher.num_frames)),
+            image_mean=processor.image_mean,
+            image_std=processor.image_std,
+            targets=carried,
+            signals=self.args.signals,
+        )
+        if (fused or self.args.distill_latent) and targets.latents is None:
+            raise ValueError("The teacher gives no latents; set `distill_latent=False`, or let it give them.")
+        if fused:
+            inputs["video_geometry"] = targets.latents[:, -1]  # F_4D: the deepest tap
+        return lengths, windows, targets
+
+    def _idle_passes(self, model: nn.Module, inputs: dict[str, Any], windows: list[Window]) -> tuple[int, bool]:
+        """Passes of the vision parts, and of the decoder, that other processes make in this step and this one need not."""
+        if self.accelerator.num_processes == 1 or not is_sharded(model):
+            return 0, False
+        used = ["pixel_values" in inputs, "pixel_values_videos" in inputs, bool(windows)]
+        image, video, window = used_elsewhere_only(self.accelerator, used)
+        return image + video, window
+
     def _sft_and_distillation(
-        self, core: PreTrainedModel, inputs: dict[str, Any], targets: PerceptionTargets, num_items_in_batch
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self,
+        core: PreTrainedModel,
+        inputs: dict[str, Any],
+        lengths: list[int],
+        windows: list[Window],
+        targets: PerceptionTargets | None,
+        idle: tuple[int, bool],
+        num_items_in_batch,
+    ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, float]]]:
+        """The loss, and of each term its sum and what it is a sum of (tokens, windows, or one norm)."""
+        idle_vision, idle_decoder = idle
         # TRL's fused loss calls the base model and keeps nothing but token losses: a hook sees its hidden states.
         seen = {}
         hook = core.base_model.register_forward_hook(lambda module, args, output: seen.update(hidden=output[0]))
         try:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), idle_passes_of_vision(core, idle_vision):
                 sft = super().compute_loss(core, dict(inputs), num_items_in_batch=num_items_in_batch)
-                latents, signals = self._decode(core, seen["hidden"], inputs)
         finally:
             hook.remove()
-        terms = {"loss_sft": self._natural_sft(sft, inputs, num_items_in_batch)}
-        zero = sft.new_zeros(len(latents))
-        ld = ed = zero
-        if self.args.distill_latent:
-            if targets.latents is None:
-                raise ValueError("The teacher gives no latents; set `distill_latent=False`, or let it give them.")
-            ld = latent_distillation_loss(latents, targets.latents, reduction="none")
-        if signals:
-            ed, values = explicit_distillation_loss(
-                signals,
-                targets.signals,
-                self.args.signal_weights,
-                valid=targets.valid,
-                motion_kind=self.teacher.motion_kind,
-                reduction="none",
-            )
-            terms.update({f"loss_{name}": value.mean() for name, value in values.items()})
-        terms.update(loss_ld=ld.mean(), loss_ed=ed.mean())
-        # Eq. A8
-        return sft + self._per_video(self.args.alpha * ld + self.args.beta * ed, num_items_in_batch), terms
-
-    def _per_video(self, losses: torch.Tensor, num_items_in_batch) -> torch.Tensor:
-        """Sum of `(num_videos,)` losses over their count: of the accumulated batch when training, else of this batch."""
-        if num_items_in_batch is None:
-            return losses.mean()
-        scale = (
-            self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        )  # DDP averages gradients
-        return losses.sum() * scale / self._num_videos_in_batch
-
-    def _natural_sft(self, loss: torch.Tensor, inputs: dict[str, Any], num_items_in_batch) -> torch.Tensor:
-        """Undo TRL's normalisation over the accumulated batch: the mean over this batch's own answer tokens."""
-        if num_items_in_batch is None:
-            return loss.detach()
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-        return loss.detach() * num_items_in_batch / (num_tokens * scale)
+        natural_sft = self._natural_sft(sft, num_tokens, num_items_in_batch)
+        losses, weighted = {}, {"sft": natural_sft}
+        if windows and self.perception_decoder is not None:
+            with self.accelerator.autocast():
+                losses = self._distillation_terms(core, seen["hidden"], inputs, lengths, windows, targets)
+            weighted |= {name: self._weight(name) * values.mean() for name, values in losses.items()}
+        terms = {"loss_sft": (natural_sft.detach() * num_tokens, num_tokens)}
+        for name, values in losses.items():
+            terms[f"loss_{name}"] = (values.detach().sum(), len(windows))
+        if self._is_logged_step() and seen["hidden"].requires_grad and torch.is_grad_enabled():
+            for name, value in weighted.items():
+                if value.requires_grad:
+                    (gradient,) = torch.autograd.grad(value, seen["hidden"], retain_graph=True)
+                    terms[f"grad_norm_{name}"] = (gradient.float().norm(), 1)
+        loss = sft
+        # Eq. A8, with Eq. 7 written out
+        for name, values in losses.items():
+            if weight := self._weight(name):
+                loss = loss + self._per_window(weight * values, num_items_in_batch)
+        if idle_decoder:
+            loss = loss + idle_pass_of_decoder(core, self.perception_decoder, seen["hidden"])
+        return loss, terms
 
-    def perception_targets(self, inputs: dict[str, Any], truth: dict[str, torch.Tensor] | None) -> PerceptionTargets:
-        """What the teacher perceives in the videos of a batch (Eq. 1 and 2), without gradient."""
-        processor = self.processing_class.video_processor
-        return self.teacher.perceive(
-            inputs["pixel_values_videos"],
-            image_mean=processor.image_mean,
-            image_std=processor.image_std,
-            truth=truth,
-        )
-
-    def _decode(
-        self, core: PreTrainedModel, hidden_states: torch.Tensor, inputs: dict[str, Any]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Eq. 3 and 4: hidden states of the frame tokens -> the student's latents and its decoded signals."""
-        num_videos, num_frames = inputs["pixel_values_videos"].shape[:2]
-        frames = frame_hidden_states(
+    def _distillation_terms(
+        self,
+        core: PreTrainedModel,
+        hidden_states: torch.Tensor,
+        inputs: dict[str, Any],
+        lengths: list[int],
+        windows: list[Window],
+        targets: PerceptionTargets,
+    ) -> dict[str, torch.Tensor]:
+        """Eq. 3, 4, 6, and each signal's term of Eq. 7: `"ld"` and signals -> `(W,)`, zero for a window without finite targets."""
+        args = self.args
+        latents = student_latents(
+            self.perception_decoder,
             hidden_states,
             inputs["input_ids"],
-            core.config.video_token_id,
-            num_videos,
-            num_frames,
-            core.config.frame_grid,
+            core.config,
+            lengths,
+            windows,
+            self.teacher.num_frames,
         )
-        latents = self.perception_decoder(frames.to(self.perception_decoder.dtype))
-        return latents, self.teacher.decode(latents, tuple(self.args.signal_weights)) if self.args.signals else {}
+        usable = usable_windows(targets, args.signals, args.distill_latent)
+        targets = without(targets, usable)
+        self._counts["windows_skipped"] = self._counts["windows_skipped"] + (~usable).sum()
+        terms = {}
+        if args.distill_latent:
+            terms["ld"] = latent_distillation_loss(latents, targets.latents, reduction="none")
+        trained = [signal for signal in args.signals if self._weight(signal)]
+        terms |= decoded_distillation(self.teacher, latents, targets, args.signals, trained)
+        return {name: values * usable for name, values in terms.items()}
+
+    def _weight(self, term: str) -> float:
+        """What a term of `_distillation_terms` counts in Eq. A8: alpha, or beta lambda_m."""
+        return self.args.alpha if term == "ld" else self.args.beta * self.args.signal_weights[term]
+
+    def _per_window(self, losses: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+        """Sum of `(W,)` losses over their count: of the accumulated batch when training, else of this batch."""
+        if num_items_in_batch is None:
+            return losses.mean()
+        return losses.sum() * self._gradient_scale() / self._num_windows_in_batch
+
+    def _natural_sft(self, loss: torch.Tensor, num_tokens: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+        """Undo TRL's normalisation over the accumulated batch: the mean over this batch's own answer tokens."""
+        if num_items_in_batch is None:
+            return loss
+        return loss * num_items_in_batch / (num_tokens * self._gradient_scale())
+
+    def _gradient_scale(self) -> int:
+        """DDP and FSDP average gradients over processes, where the counts are of all processes."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+    # -------------------------------------------------------------------------------------------------------- logging
+
+    def _is_logged_step(self) -> bool:
+        step, every = self.state.global_step + 1, self.state.logging_steps
+        return self.model.training and ((every and step % every == 0) or (self.args.logging_first_step and step == 1))
+
+    def _record(self, mode: str, terms: dict[str, tuple[torch.Tensor, float]]) -> None:
+        """Means over all processes, of which some may have no window in this step."""
+        names = ["loss_sft"]
+        if self.perception_decoder is not None:
+            names += [f"loss_{name}" for name in self._distilled]
+        if self._is_logged_step():
+            names += ["grad_norm_sft"]
+            if self.perception_decoder is not None:
+                names += [f"grad_norm_{name}" for name in self._distilled]
+        nothing = torch.zeros((), device=self.accelerator.device)
+        table = torch.stack(
+            [torch.stack([nothing + part for part in terms.get(name, (nothing, nothing))]) for name in names]
+        )
+        table = self.accelerator.reduce(table.detach().float(), reduction="sum").tolist()
+        means = {name: total / count for name, (total, count) in zip(names, table, strict=True) if count}
+        if self.args.signals and f"loss_{self.args.signals[0]}" in means:
+            means["loss_ed"] = sum(
+                weight * means[f"loss_{signal}"] for signal, weight in self.args.signal_weights.items()
+            )  # Eq. 7
+        for name, value in means.items():
+            self._metrics[mode][name].append(value)
+        if self.teacher is not None:
+            counts = torch.stack([nothing + count for count in self._counts.values()])
+            counts = self.accelerator.reduce(counts, reduction="sum").tolist()
+            for name, count in zip(self._counts, counts, strict=True):
+                self._metrics[mode][name] = [int(count)]
+
+    @property
+    def _distilled(self) -> list[str]:
+        return ["ld"] * self.args.distill_latent + list(self.args.signals)
+
+    # ------------------------------------------------------------------------------------------------------ perceiving
 
     @torch.no_grad()
     def perceive(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor], PerceptionTargets]:
         """What the student perceives now in the videos of `rows`, beside the teacher.
 
-        Returns: the batch that the collator made of `rows`, the student's signals `{name: (num_videos, C, N, H, W)}`, and
+        Returns: the batch that the collator made of `rows`, the student's signals `{name: (num_windows, C, N, H, W)}`, and
         the teacher's targets.
         """
         core = self._core(self.model)
         was_training = core.training
         core.eval()
         inputs = self._prepare_inputs(self.data_collator(rows))
-        truth, labels = inputs.pop("perception_truth", None), inputs.pop("labels")
+        labels = inputs.pop("labels")
+        _, _, targets = self._ask_teacher(core, inputs)
         with self.accelerator.autocast():
-            hidden_states = core.base_model(**inputs, use_cache=False).last_hidden_state
-            _, signals = self._decode(core, hidden_states, inputs)
+            _, signals = perceive(core, self.perception_decoder, self.teacher, inputs, self.args.signals)
         core.train(was_training)
-        return {**inputs, "labels": labels}, signals, self.perception_targets(inputs, truth)
+        return {**inputs, "labels": labels}, signals, targets
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         super().save_model(output_dir, _internal_call)
-        if self.perception_decoder is not None and self.args.should_save:
-            self.perception_decoder.save_pretrained(os.path.join(output_dir or self.args.output_dir, DECODER_FOLDER))
+        if self.perception_decoder is not None:
+            weights = full_state_dict(self.perception_decoder)
+            if self.args.should_save:
+                folder = os.path.join(output_dir or self.args.output_dir, DECODER_FOLDER)
+                self.perception_decoder.save_pretrained(folder, weights)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.perception_decoder is not None:
-            folder = os.path.join(resume_from_checkpoint, DECODER_FOLDER)
-            if not os.path.isdir(folder):
-                raise ValueError(
-                    f"{resume_from_checkpoint} has no {DECODER_FOLDER} folder: it comes from a run without a teacher. "
-                    "Resume it without one, or start a new run from it."
-                )
-            saved = PerceptionDecoder.from_pretrained(folder)
+        if self.perception_decoder is None:
+            return
+        folder = os.path.join(resume_from_checkpoint, DECODER_FOLDER)
+        if not os.path.isdir(folder):
+            raise ValueError(
+                f"{resume_from_checkpoint} has no {DECODER_FOLDER} folder: it comes from a run without a teacher. "
+                "Resume it without one, or start a new run from it."
+            )
+        saved = PerceptionDecoder.from_pretrained(folder)
+        if saved.config != self.perception_decoder.config:
+            raise ValueError(
+                f"The perception decoder of {resume_from_checkpoint} is {saved.config}, but this teacher and these "
+                f"settings make {self.perception_decoder.config}: resume with the teacher of that run."
+            )
+        if not self.is_fsdp_enabled:  # there the Trainer's own checkpoint of the whole model has it
             self.perception_decoder.load_state_dict(saved.state_dict())
 
     def create_model_card(self, *args, **kwargs):
         """Writes nothing: TRL would overwrite README.md with a text-only quick start. `hub_cards` writes the card."""
-
-
-def freeze_untrained_parts(model: PreTrainedModel, trainable: list[str]) -> None:
-    """Let only the named parts of an `RGPT4DForConditionalGeneration` take gradients (Table 7).
-
-    Args: `trainable`, any of `"vision"`, `"projector"`, `"llm"`; the output head goes with the LLM.
-    """
-    parts = {
-        "vision": [model.model.vision_tower],
-        "projector": [model.model.multi_modal_projector],
-        "llm": [model.model.language_model, model.lm_head],
-    }
-    for name, modules in parts.items():
-        for module in modules:
-            module.requires_grad_(name in trainable)

@@ -1,0 +1,103 @@
+"""What a student perceives: its hidden states, read by the perception decoder and the teacher's heads (Eq. 3 and 4)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modeling_rgpt4d.perception_decoder import PerceptionDecoder, frame_hidden_states
+
+from .distillation_windows import Window, cut, distillation_windows, video_lengths
+from .teachers import Teacher
+
+
+def student_latents(
+    decoder: PerceptionDecoder,
+    hidden_states: Tensor,
+    input_ids: Tensor,
+    config,
+    lengths: Sequence[int],
+    windows: Sequence[Window],
+    num_frames: int,
+) -> Tensor:
+    """Eq. 3: the student's latents of each window.
+
+    Args:
+        hidden_states: `(B, S, c)` of the language model, after its last norm.
+        input_ids: `(B, S)`.
+        config: the model's, for the id of frame tokens and their grid.
+        lengths: real frames of each video of the batch.
+        windows: at least one.
+        num_frames: frames of a window.
+
+    Returns: `(W, taps, N', h', w', c')`.
+    """
+    videos = frame_hidden_states(hidden_states, input_ids, config.video_token_id, lengths, config.frame_grid)
+    frames = torch.stack(cut(videos, windows, num_frames))
+    return decoder(frames.to(decoder.dtype))
+
+
+@torch.no_grad()
+def perceive(
+    model: PreTrainedModel,
+    decoder: PerceptionDecoder,
+    heads: Teacher,
+    inputs: Mapping[str, Any],
+    signals: Sequence[str] | None = None,
+) -> tuple[list[Window], dict[str, Tensor]]:
+    """What a trained model perceives in the videos of its inputs.
+
+    Args:
+        model: an `RGPT4DForConditionalGeneration`, in evaluation mode.
+        decoder: the perception decoder that was trained with it.
+        heads: the teacher that it was trained with, on the model's device.
+        inputs: what the processor returns, on the model's device, without labels.
+        signals: which of the teacher's signals; all by default.
+
+    Returns: the windows, and the signals in them, `(W, C, N, H, W)` float32.
+    Raises: `ValueError` if no video is as long as the teacher's window.
+    """
+    if "pixel_values_videos" not in inputs:
+        raise ValueError("there is no video in the inputs, so there is nothing to perceive")
+    lengths = video_lengths(inputs["video_timestamps"])
+    windows = distillation_windows(lengths, heads.num_frames)
+    if not windows:
+        raise ValueError(
+            f"the videos have {lengths} frames, but the teacher sees {heads.num_frames} at once: sample as many frames"
+        )
+    hidden_states = model.base_model(**inputs, use_cache=False).last_hidden_state
+    latents = student_latents(
+        decoder, hidden_states, inputs["input_ids"], model.config, lengths, windows, heads.num_frames
+    )
+    return windows, heads.decode(latents, heads.signals if signals is None else signals)
+
+
+def stitch(
+    windows: Sequence[Window], signals: Mapping[str, Tensor], lengths: Sequence[int]
+) -> list[dict[str, Tensor] | None]:
+    """Windows put together to whole videos: where two overlap the later one stays, except for its first frame's flow,
+    which has no predecessor there. Nothing is brought to one scale or one camera: each window keeps its own.
+
+    Args:
+        windows, signals: as `perceive` returns them.
+        lengths: frames of each video.
+
+    Returns: for each video `{signal: (C, length, H, W)}`, or `None` if it is shorter than a window.
+    """
+    videos: list[dict[str, Tensor] | None] = [None] * len(lengths)
+    for index, window in enumerate(windows):
+        if videos[window.video] is None:
+            videos[window.video] = {}
+        whole = videos[window.video]
+        for name, values in signals.items():
+            part = values[index]
+            if name not in whole:
+                whole[name] = part.new_zeros(part.shape[0], lengths[window.video], *part.shape[2:])
+            # A window that begins where the one before ended keeps its own meaningless first flow: there is no other.
+            overlaps = name == "flow" and index > 0 and windows[index - 1].video == window.video
+            overlaps = overlaps and windows[index - 1].first + part.shape[1] > window.first
+            skipped = int(overlaps)
+            whole[name][:, window.first + skipped : window.first + part.shape[1]] = part[:, skipped:]
+    return videos

@@ -1,0 +1,78 @@
+"""Batches with and without pictures under FSDP and ZeRO-3, where every process must run the same modules.
+
+There a module's weights are gathered from all processes when it runs, and its gradients are reduced when they are complete. A
+process whose batch has no video would leave the others waiting for its part of the vision tower and of the perception
+decoder. So it runs them once on zeros, with weight zero.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from modeling_rgpt4d.perception_decoder import PerceptionDecoder
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights of a wrapped model are spread over processes."""
+    return is_deepspeed_zero3_enabled() or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def used_elsewhere_only(accelerator: Accelerator, used_here: list[bool]) -> list[bool]:
+    """For each of several things, whether another process uses it in this step and this one does not."""
+    here = torch.tensor(used_here, dtype=torch.int32, device=accelerator.device)
+    anywhere = accelerator.reduce(here.clone(), reduction="sum") > 0
+    return (anywhere & (here == 0)).tolist()
+
+
+@contextmanager
+def idle_passes_of_vision(core: PreTrainedModel, num_passes: int) -> Iterator[None]:
+    """While it lasts, tower and projector also run `num_passes` times on a frame of zeros, before the language model."""
+
+    def add_zero(module, args, kwargs):
+        embeddings = kwargs["inputs_embeds"]
+        for _ in range(num_passes):
+            embeddings = embeddings + 0.0 * _features_of_zeros(core).sum().to(embeddings.dtype)
+        return args, {**kwargs, "inputs_embeds": embeddings}
+
+    hook = core.model.language_model.register_forward_pre_hook(add_zero, with_kwargs=True) if num_passes else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def idle_pass_of_decoder(core: PreTrainedModel, decoder: PerceptionDecoder, hidden_states: Tensor) -> Tensor:
+    """Zero, `()`, from the decoder's latents of frames of zeros."""
+    grid = core.config.frame_grid
+    frames = hidden_states.new_zeros(1, decoder.config.latent_shape[1], grid, grid, decoder.config.in_features)
+    return 0.0 * decoder(frames.to(decoder.dtype)).sum()
+
+
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The whole tensors of a module that may be sharded. All processes must call it together."""
+    parameters = list(module.parameters())
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):  # ZeRO-3
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters):
+            return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _features_of_zeros(core: PreTrainedModel) -> Tensor:
+    size, device = core.config.image_size, core.device
+    inputs = {"video_timestamps": torch.zeros(1, 1, device=device)}
+    if core.config.geometry_fusion != "none":
+        inputs["video_geometry"] = torch.zeros(1, 1, 1, 1, core.config.geometry_hidden_size, device=device)
+    pixels = torch.zeros(1, 1, 3, size, size, device=device)
+    return core.model.get_video_features(pixels, **inputs, return_dict=True).pooler_output[0]

@@ -1,0 +1,45 @@
+"""Which parts of a 4D-RGPT are trained, and how: the eight rows of Table 7 of arXiv 2512.17012."""
+
+from typing import TYPE_CHECKING
+
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from .p4d_config import P4DConfig
+
+# Every linear layer of the language model, and none of the vision tower, whose layers have the same names.
+LLM_LINEAR_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def freeze_untrained_parts(model: PreTrainedModel, trainable: list[str]) -> None:
+    """Let only the named parts of an `RGPT4DForConditionalGeneration` take gradients.
+
+    Args: `trainable`, any of `"vision"`, `"projector"`, `"llm"`; the output head goes with the LLM, and what a baseline of
+    Table 4 adds before the projector goes with the projector.
+    """
+    parts = {
+        "vision": [model.model.vision_tower],
+        "projector": [model.model.multi_modal_projector, getattr(model.model, "geometry_encoding", None)],
+        "llm": [model.model.language_model, model.lm_head],
+    }
+    for name, modules in parts.items():
+        for module in modules:
+            if module is not None:
+                module.requires_grad_(name in trainable)
+
+
+def llm_lora_config(args: "P4DConfig") -> LoraConfig:
+    """LoRA for the language model; the other parts of `args.trainable` are trained whole and saved with the adapter.
+
+    "Tune-LLM-LoRA" and "Tune-P+LLM-LoRA" of Table 7. The paper gives neither rank nor layers.
+    """
+    whole = {"vision": "vision_tower", "projector": "multi_modal_projector"}
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=LLM_LINEAR_LAYERS,
+        modules_to_save=[module for part, module in whole.items() if part in args.trainable] or None,
+        task_type="CAUSAL_LM",
+    )
