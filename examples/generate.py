@@ -2,6 +2,8 @@
 
     python examples/generate.py --model runs/p4d --video clip.mp4 --region obj_1:225,255,525,560 \
         --question "Which way does <obj_1> move?"
+
+The baselines that fuse the teacher's latents (4D-Concat, 4D-PE) also need --teacher, and this project.
 """
 
 import argparse
@@ -24,6 +26,36 @@ def parse_region(text: str) -> dict:
     return {"name": name, "box" if len(values) == 4 else "point": values}
 
 
+def load_teacher(model, folder: str | None):
+    """The 4D perception model that `model` needs for its input, on its device, or `None` if it needs none."""
+    fusion = getattr(model.config, "geometry_fusion", "none")
+    if fusion == "none" and folder is not None:
+        raise SystemExit(
+            "The model does not use a teacher to answer (its geometry_fusion is 'none'): leave out --teacher."
+        )
+    if fusion == "none":
+        return None
+    if folder is None:
+        raise SystemExit(
+            f"The model's geometry_fusion is {fusion!r}: give the teacher that it was trained with, --teacher FOLDER."
+        )
+    from modeling_rgpt4d import L4PModel
+    from trainer import L4PTeacher
+
+    return L4PTeacher(L4PModel.from_pretrained(folder), signals=()).to(model.device)
+
+
+def add_geometry(inputs, teacher, processor) -> None:
+    """Add the teacher's `video_geometry` to what the processor returned with `return_unmarked=True`."""
+    # A mark is no part of the scene, and was not shown to the teacher in training
+    frames = inputs.pop("unmarked_pixel_values_videos", inputs["pixel_values_videos"])
+    if (inputs["video_timestamps"] < 0).any():
+        raise SystemExit(f"A video has fewer than the {teacher.num_frames} frames that the teacher sees at once.")
+    video_processor = processor.video_processor
+    seen = teacher.perceive(frames, image_mean=video_processor.image_mean, image_std=video_processor.image_std)
+    inputs["video_geometry"] = seen.latents[:, -1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id")
@@ -38,6 +70,7 @@ def main() -> None:
         "--device-map",
         help='where the weights go, for example "auto": spread over GPUs, memory and disk (needs accelerate)',
     )
+    parser.add_argument("--teacher", help="folder or Hub id of the L4P model, for a model that fuses its latents")
     parser.add_argument("--json", action="store_true", help="print a JSON record instead of the answer alone")
     args = parser.parse_args()
 
@@ -49,6 +82,7 @@ def main() -> None:
     else:
         model = AutoModelForImageTextToText.from_pretrained(args.model, trust_remote_code=True)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(model, args.teacher)
     messages = [
         {
             "role": "user",
@@ -64,9 +98,11 @@ def main() -> None:
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"num_frames": args.num_frames},
+        processor_kwargs={"num_frames": args.num_frames} | ({"return_unmarked": True} if teacher else {}),
     ).to(model.device)
     started = time.perf_counter()
+    if teacher is not None:
+        add_geometry(inputs, teacher, processor)
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
     answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

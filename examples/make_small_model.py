@@ -139,7 +139,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     if args.time_cue == "prompt":  # its words become tokens, too
         sentences = (
-            time_prompt(duration, fps) for duration, fps in zip(train["duration_s"], train["fps"], strict=True)
+            time_prompt(duration + 1 / fps, fps)  # the last frame is shown for a while, too
+            for duration, fps in zip(train["duration_s"], train["fps"], strict=True)
         )
         texts = chain(texts, sentences)
     model, processor = build_model(

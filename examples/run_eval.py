@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
+from generate import add_geometry, load_teacher
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -35,16 +36,19 @@ def read_answers(path: Path) -> dict[str, dict]:
 
 
 @torch.no_grad()
-def answer(model, processor, rows: list[dict], num_frames: int, max_new_tokens: int) -> list[str]:
-    """Greedy replies to the questions of `rows`, one batch."""
+def answer(model, processor, teacher, rows: list[dict], num_frames: int, max_new_tokens: int) -> list[str]:
+    """Greedy replies to the questions of `rows`, one batch. `teacher` is `None`, or what a model with fusion needs."""
+    options = {"num_frames": num_frames, "padding": True, "padding_side": "left"}
     inputs = processor.apply_chat_template(
         [to_messages(row, with_answer=False) for row in rows],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"num_frames": num_frames, "padding": True, "padding_side": "left"},
+        processor_kwargs=options | ({"return_unmarked": True} if teacher else {}),
     ).to(model.device)
+    if teacher is not None:
+        add_geometry(inputs, teacher, processor)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     replies = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [reply.strip() for reply in replies]
@@ -61,15 +65,19 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="questions at once (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="longest reply (default: %(default)s)")
+    parser.add_argument("--teacher", help="folder or Hub id of the L4P model, for a model that fuses its latents")
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(args.model, trust_remote_code=True).to(device).eval()
+    teacher = load_teacher(model, args.teacher)
     dataset = load_dataset(args.data, split=args.split)
 
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(args, key) for key in ("model", "data", "split", "num_frames", "max_new_tokens")}
+    if teacher is not None:
+        settings["teacher"] = args.teacher
     settings_file = args.output / "settings.json"
     if settings_file.exists() and json.loads(settings_file.read_text()) != settings:
         raise SystemExit(f"{args.output} holds answers from other settings; choose another --output.")
@@ -80,7 +88,7 @@ def main() -> None:
     with answers_file.open("a") as file, tqdm(total=len(dataset), initial=len(done), unit="question") as progress:
         for start in range(0, len(waiting), args.batch_size):
             rows = [dataset[index] for index in waiting[start : start + args.batch_size]]
-            replies = answer(model, processor, rows, args.num_frames, args.max_new_tokens)
+            replies = answer(model, processor, teacher, rows, args.num_frames, args.max_new_tokens)
             for row, reply in zip(rows, replies, strict=True):
                 record = {key: row[key] for key in ("id", "task", "question", "options", "answer")} | {"reply": reply}
                 file.write(json.dumps(record) + "\n")

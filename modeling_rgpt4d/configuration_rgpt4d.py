@@ -66,6 +66,10 @@ class RGPT4DConfig(PreTrainedConfig):
         time_cue: `"tpe"` adds the timestamp encoding of Eq. 5 (arXiv 2512.17012) to the features of every video frame,
             `"none"` does not.
         tpe_layout: `"interleaved"` (Eq. 5) or `"halves"` (the authors' release), see `TimestampEncoding`.
+        geometry_fusion: `"none"`, or how the latents of the 4D perception model enter, which must then come with every
+            video as `video_geometry`: `"concat"` (4D-Concat of Table 4) puts them beside the features, before the
+            projector; `"positional"` (4D-PE) adds a linear map of them to the features.
+        geometry_hidden_size: width c' of these latents, the `hidden_size` of an `L4PConfig`; not read with `"none"`.
 
     Raises: `ValueError` if an option is unknown or the parts do not fit.
 
@@ -133,6 +137,17 @@ class RGPT4DConfig(PreTrainedConfig):
         if self.tpe_layout not in ("interleaved", "halves"):
             raise ValueError(
                 f"unknown tpe_layout {self.tpe_layout!r}: choose 'interleaved' (the paper) or 'halves' (the release)"
+            )
+        if self.geometry_fusion not in ("none", "concat", "positional"):
+            raise ValueError(
+                f"unknown geometry_fusion {self.geometry_fusion!r}: choose 'none', 'concat' (4D-Concat) or 'positional' "
+                "(4D-PE)"
+            )
+        if self.geometry_fusion != "none" and self.geometry_hidden_size < 1:
+            raise ValueError(
+                f"geometry_fusion is {self.geometry_fusion!r}, but geometry_hidden_size is {self.geometry_hidden_size}: "
+                "give the width of the 4D perception model's latents, the hidden_size of its config (1408 for the "
+                "released L4P)"
             )
         tokens = (self.image_token_id, self.video_token_id, self.frame_end_token_id)
         if len(set(tokens)) < len(tokens):

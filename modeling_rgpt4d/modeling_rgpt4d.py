@@ -1,8 +1,9 @@
 """4D-RGPT (arXiv 2512.17012, Fig. 2): a vision tower E_V, an NVILA projector E_P and a causal language model.
 
-What P4D trains with (perception decoder, teacher) is not here: the model answers without it. Axes in comments: V
-videos, N frames, F all real frames of the batch, P patches of a frame, C width of the tower, g x g tokens of a frame,
-D width of the language model.
+What P4D trains with (perception decoder, teacher) is not here: the model answers without it. The baselines that need
+the teacher for every answer get its latents as an input, `video_geometry`. Axes in comments: V videos, N frames, F all
+real frames of the batch, P patches of a frame, C width of the tower, c' width of the teacher's latents, g x g tokens of
+a frame, D width of the language model.
 """
 
 import functools
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
@@ -26,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_rgpt4d import RGPT4DConfig
 from .fast_decoding import CACHE, compiled_prompt, decode_by_graph
+from .geometry_fusion import GeometryProjection, rearrange_geometry
 from .timestamp_encoding import TimestampEncoding
 
 try:
@@ -120,6 +123,9 @@ class RGPT4DProjector(nn.Module):
 
     The modules keep their places in NVILA's list, so that `mm_projector/` loads by a change of prefix. LayerNorm has
     PyTorch's eps of 1e-5, and GELU is the exact one; the tower's own norm and activation differ.
+
+    For 4D-Concat the first linear layer reads the features and F_4D side by side. A linear layer of a concatenation is a
+    sum of two: `geometry` has the columns of F_4D, so that the others keep the name and shape of pretrained weights.
     """
 
     def __init__(self, config: RGPT4DConfig):
@@ -146,9 +152,28 @@ class RGPT4DProjector(nn.Module):
                 nn.Linear(dim, dim),
             ]
         self.layers = nn.Sequential(*layers)
+        self.geometry = None
+        if config.geometry_fusion == "concat":
+            self.geometry = GeometryProjection(k * k * config.geometry_hidden_size, layers[2].out_features)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.layers(features)
+    def forward(self, features: torch.Tensor, geometry: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            features: `(F, P, C)`.
+            geometry: `(F, P, c')`, F_4D of the same patches; read for 4D-Concat alone.
+
+        Returns: `(F, g * g, D)`.
+        """
+        if self.geometry is None or geometry is None:
+            return self.layers(features)
+        to_blocks, norm, linear, *rest = self.layers
+        # Departure: the norm stays one of the features. Over the whole concatenation F_4D would change the mean and
+        # variance that they are normed with, whatever its weights are, and training could not start from the pretrained
+        # projector. F_4D comes with a norm of its own.
+        hidden = linear(norm(to_blocks(features))) + self.geometry(to_blocks(geometry))
+        for layer in rest:
+            hidden = layer(hidden)
+        return hidden
 
 
 class RGPT4DPreTrainedModel(PreTrainedModel):
@@ -163,6 +188,12 @@ class RGPT4DPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GeometryProjection):
+            init.zeros_(module.weight)
 
     @classmethod
     def is_remote_code(cls) -> bool:
@@ -189,6 +220,9 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         self.timestamp_encoding = None
         if config.time_cue == "tpe":
             self.timestamp_encoding = TimestampEncoding(config.vision_config.hidden_size, layout=config.tpe_layout)
+        self.geometry_encoding = None
+        if config.geometry_fusion == "positional":
+            self.geometry_encoding = GeometryProjection(config.geometry_hidden_size, config.vision_config.hidden_size)
         self.multi_modal_projector = RGPT4DProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -260,6 +294,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         pixel_values_videos: torch.Tensor,
         video_timestamps: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
+        video_geometry: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """Encode videos. Frames are independent here: time enters by their timestamps alone.
@@ -273,16 +308,21 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                 inputs of a model (FSDP2's and DeepSpeed's mixed precision, `BatchFeature.to(dtype)`). A list with one row for
                 each video serves, too. Without them all frames are real.
             vision_feature_layer: instead of the config's.
+            video_geometry: `(num_videos, N', h', w', c')`, any float dtype, with `config.geometry_fusion` alone: F_4D of
+                Eq. 1 for the `num_frames` frames of each video, where N' divides `num_frames`. Of the taps of
+                `L4PModel.encode` it is the deepest, `[:, -1]`. That of padding frames is dropped with them.
 
         Returns: the tower's output for the real frames; its `pooler_output` is a list with `(num_real_frames * g * g,
             D)` projected features for each video, frame by frame and row by row.
         Raises: `ValueError` for other shapes, for timestamps in a dtype that loses frames, for padding that is not at
-            the end, and if `config.time_cue` is `"tpe"` and timestamps are missing.
+            the end, if `config.time_cue` is `"tpe"` and timestamps are missing, and for `video_geometry` that is missing,
+            superfluous or of another shape.
         """
         if pixel_values_videos.ndim != 5:
             shape = tuple(pixel_values_videos.shape)
             raise ValueError(f"pixel_values_videos must be (num_videos, num_frames, 3, height, width), not {shape}")
         num_videos, num_frames = pixel_values_videos.shape[:2]
+        geometry = self._geometry_of_frames(video_geometry, pixel_values_videos)
         if video_timestamps is None:
             if self.timestamp_encoding is not None:
                 raise ValueError(
@@ -291,6 +331,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                     "with time_cue='none'"
                 )
             frames, seconds, lengths = pixel_values_videos.flatten(0, 1), None, [num_frames] * num_videos
+            geometry = None if geometry is None else geometry.flatten(0, 1)
         else:
             if isinstance(video_timestamps, list | tuple):  # so they come from engines, for videos of different lengths
                 video_timestamps = torch.stack(list(video_timestamps))
@@ -308,10 +349,42 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                 "a real one",
             )
             frames, seconds, lengths = pixel_values_videos[is_frame], seconds[is_frame], is_frame.sum(1).tolist()
+            geometry = None if geometry is None else geometry[is_frame]
 
         output, features = self._encode_frames(frames, seconds, vision_feature_layer, **kwargs)
-        output.pooler_output = [video.flatten(0, 1) for video in self._project(features).split(lengths)]
+        output.pooler_output = [video.flatten(0, 1) for video in self._project(features, geometry).split(lengths)]
         return output
+
+    def _geometry_of_frames(
+        self, video_geometry: torch.Tensor | None, pixel_values_videos: torch.Tensor
+    ) -> torch.Tensor | None:
+        """F_4D at every patch of every frame, `(V, N, P, c')`, normed, in the tower's dtype; None without fusion."""
+        fusion, width = self.config.geometry_fusion, self.config.geometry_hidden_size
+        if fusion == "none":
+            if video_geometry is not None:
+                raise ValueError(
+                    "video_geometry is given, but config.geometry_fusion is 'none': leave it out, or load the model with "
+                    "geometry_fusion='concat' or 'positional' and geometry_hidden_size, and train it"
+                )
+            return None
+        if video_geometry is None:
+            raise ValueError(
+                f"config.geometry_fusion is {fusion!r}, so every video needs video_geometry: give the deepest latents that "
+                "the 4D perception model has of its frames, L4PModel.encode(frames)[:, -1]. To run without them, load the "
+                "model with geometry_fusion='none'"
+            )
+        num_videos, num_frames = pixel_values_videos.shape[:2]
+        shape = tuple(video_geometry.shape)
+        if len(shape) != 5 or 0 in shape or (shape[0], shape[-1]) != (num_videos, width) or num_frames % shape[1]:
+            raise ValueError(
+                f"video_geometry must be ({num_videos}, N', h', w', {width}), where N' divides the {num_frames} frames of "
+                f"pixel_values_videos, not {shape}: give one tap of the latents of these very frames"
+            )
+        # The latents are a stream that no norm has met, in which a few channels of a large transformer may outweigh all
+        # others. They get what a transformer has behind its last block; the paper does not say.
+        video_geometry = video_geometry.to(pixel_values_videos.device, torch.float32)
+        video_geometry = nn.functional.layer_norm(video_geometry, (width,)).to(self.vision_tower.dtype)
+        return rearrange_geometry(video_geometry, num_frames, self.config.patch_grid)
 
     def _as_seconds(self, timestamps: torch.Tensor) -> torch.Tensor:
         if not timestamps.is_floating_point():
@@ -378,11 +451,17 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         output.last_hidden_state = output.hidden_states[layer]
         return output, output.last_hidden_state
 
-    def _project(self, features: torch.Tensor) -> torch.Tensor:
-        """`(F, P, C)` -> `(F, g * g, D)`: E_P. What is seen at one scale stands for all of them."""
+    def _project(self, features: torch.Tensor, geometry: torch.Tensor | None = None) -> torch.Tensor:
+        """`(F, P, C)`, and with fusion `(F, P, c')` -> `(F, g * g, D)`: E_P. What is seen at one scale stands for all of
+        them."""
+        if geometry is None and self.config.geometry_fusion != "none":
+            # Images have none. Zeros change nothing, and let every batch of a training on several GPUs use all parameters.
+            geometry = features.new_zeros(*features.shape[:2], self.config.geometry_hidden_size)
+        if self.geometry_encoding is not None:
+            features = features + self.geometry_encoding(geometry).to(features.dtype)
         if self.config.num_scales > 1:
             features = features.repeat(1, 1, self.config.num_scales)
-        return self.multi_modal_projector(features)
+        return self.multi_modal_projector(features, geometry)
 
     def _project_scales(self, tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """NVILA's `dynamic_s2`: tiles `(T, P, C)` of one image at all scales -> `(rows * columns * g * g, D)`, row by row.
@@ -458,6 +537,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         image_block_sizes: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        video_geometry: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RGPT4DModelOutputWithPast:
         """
@@ -466,7 +546,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
                 `video_token_id` for every frame, and after each image and frame one `frame_end_token_id`. Left or
                 right padded.
             pixel_values, image_block_sizes: images, see `get_image_features`.
-            pixel_values_videos, video_timestamps: videos, see `get_video_features`.
+            pixel_values_videos, video_timestamps, video_geometry: videos, see `get_video_features`.
             inputs_embeds: `(batch_size, sequence_length, D)` instead of `input_ids`.
             mm_encoder_outputs: what `get_image_features` and `get_video_features` returned, under `"image"` and
                 `"video"`, instead of pixels (`generate` encodes once and passes them).
@@ -486,13 +566,15 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
         ):
             if pixels is not None and encoded.get(modality) is not None:
                 raise ValueError(f"give either {name} or mm_encoder_outputs[{modality!r}], not both")
+        if video_geometry is not None and pixel_values_videos is None:
+            raise ValueError("video_geometry goes with pixel_values_videos: give both, or leave out both")
         if pixel_values is not None:
             encoded["image"] = self.get_image_features(
                 pixel_values, image_block_sizes, vision_feature_layer, return_dict=True
             )
         if pixel_values_videos is not None:
             encoded["video"] = self.get_video_features(
-                pixel_values_videos, video_timestamps, vision_feature_layer, return_dict=True
+                pixel_values_videos, video_timestamps, vision_feature_layer, video_geometry, return_dict=True
             )
         images, videos = (
             None if encoded.get(modality) is None else tuple(encoded[modality].pooler_output)
@@ -633,10 +715,13 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         pixel_values_videos: torch.Tensor,
         video_timestamps: torch.Tensor | None = None,
         vision_feature_layer: int | None = None,
+        video_geometry: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """See `RGPT4DModel.get_video_features`."""
-        return self.model.get_video_features(pixel_values_videos, video_timestamps, vision_feature_layer, **kwargs)
+        return self.model.get_video_features(
+            pixel_values_videos, video_timestamps, vision_feature_layer, video_geometry, **kwargs
+        )
 
     @functools.wraps(
         GenerationMixin.prepare_inputs_for_generation
@@ -667,6 +752,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        video_geometry: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | RGPT4DCausalLMOutputWithPast:
         """
@@ -687,6 +773,7 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
             image_block_sizes=image_block_sizes,
             vision_feature_layer=vision_feature_layer,
             mm_encoder_outputs=mm_encoder_outputs,
+            video_geometry=video_geometry,
             return_dict=True,
             **kwargs,
         )

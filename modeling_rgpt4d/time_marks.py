@@ -22,8 +22,7 @@ def draw_time(image: Image.Image, seconds: float, source: str = "the picture") -
     Returns: a new RGB `PIL.Image.Image` of the same size.
     Raises: `ValueError` if the picture is too small for the text.
     """
-    picture = image.convert("RGB")
-    picture = picture.copy() if picture is image else picture
+    picture = image.convert("RGB")  # a copy, always
     width, height = picture.size
     text = f"{seconds:.2f} s"
     for size in range(max(round(FONT_PER_SIDE * min(width, height)), READABLE_FONT_PX), SMALLEST_FONT_PX - 1, -1):

@@ -6,7 +6,8 @@ from .losses import explicit_distillation_loss, latent_distillation_loss
 from .p4d_config import P4DConfig
 from .p4d_trainer import P4DTrainer
 from .perception import perceive, stitch
-from .perception_pictures import PerceptionPictures, draw_perception
+from .perception_pictures import PerceivedVideo, PerceptionPictures, draw_perception, draw_signal
+from .perception_video import write_perception_video
 from .signal_errors import MeanWithInterval, signal_errors
 from .teachers import GroundTruthTeacher, L4PTeacher, PerceptionTargets
 from .trained_parts import freeze_untrained_parts, llm_lora_config
@@ -18,9 +19,11 @@ __all__ = [
     "P4DCollator",
     "P4DConfig",
     "P4DTrainer",
+    "PerceivedVideo",
     "PerceptionPictures",
     "PerceptionTargets",
     "draw_perception",
+    "draw_signal",
     "explicit_distillation_loss",
     "freeze_untrained_parts",
     "last_complete_checkpoint",
@@ -29,4 +32,5 @@ __all__ = [
     "perceive",
     "signal_errors",
     "stitch",
+    "write_perception_video",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -46,6 +47,7 @@ def perceive(
     heads: Teacher,
     inputs: Mapping[str, Any],
     signals: Sequence[str] | None = None,
+    show_progress: bool = False,
 ) -> tuple[list[Window], dict[str, Tensor]]:
     """What a trained model perceives in the videos of its inputs.
 
@@ -55,23 +57,29 @@ def perceive(
         heads: the teacher that it was trained with, on the model's device.
         inputs: what the processor returns, on the model's device, without labels.
         signals: which of the teacher's signals; all by default.
+        show_progress: show a bar over the windows.
 
     Returns: the windows, and the signals in them, `(W, C, N, H, W)` float32.
-    Raises: `ValueError` if no video is as long as the teacher's window.
+    Raises: `ValueError` if no video has as many frames of different times in a row as the teacher's window.
     """
     if "pixel_values_videos" not in inputs:
         raise ValueError("there is no video in the inputs, so there is nothing to perceive")
     lengths = video_lengths(inputs["video_timestamps"])
-    windows = distillation_windows(lengths, heads.num_frames)
+    windows = distillation_windows(lengths, heads.num_frames, inputs["video_timestamps"])
     if not windows:
         raise ValueError(
-            f"the videos have {lengths} frames, but the teacher sees {heads.num_frames} at once: sample as many frames"
+            f"the videos have {lengths} frames, but the teacher sees {heads.num_frames} of different times at once: sample "
+            "as many frames of a video that has them"
         )
     hidden_states = model.base_model(**inputs, use_cache=False).last_hidden_state
     latents = student_latents(
         decoder, hidden_states, inputs["input_ids"], model.config, lengths, windows, heads.num_frames
     )
-    return windows, heads.decode(latents, heads.signals if signals is None else signals)
+    wanted = heads.signals if signals is None else signals
+    # One window after the other: a head's activations are a hundred times larger than what it gives.
+    parts = tqdm(latents.split(1), desc="windows", unit="window", disable=not show_progress)
+    decoded = [heads.decode(part, wanted) for part in parts]
+    return windows, {name: torch.cat([one[name] for one in decoded]) for name in wanted}
 
 
 def stitch(

@@ -122,36 +122,36 @@ VIDEO, END, TEXT, PAD = 7, 3, 1, 0
 
 
 def test_frame_hidden_states_are_exactly_the_frame_tokens():
-    # Videos of 2 frames of 1 x 1 tokens: two in row 0 with text between them, one in row 1, padded on the left.
+    # Videos of 2, 1 and 3 frames of 1 x 1 tokens: two in row 0 with text between them, one in row 1, padded on the left.
     input_ids = torch.tensor(
         [
-            [TEXT, VIDEO, END, VIDEO, END, TEXT, VIDEO, END, VIDEO, END, TEXT],
-            [PAD, PAD, PAD, PAD, PAD, VIDEO, END, VIDEO, END, TEXT, TEXT],
+            [TEXT, VIDEO, END, VIDEO, END, TEXT, VIDEO, END, TEXT, TEXT],
+            [PAD, PAD, PAD, VIDEO, END, VIDEO, END, VIDEO, END, TEXT],
         ]
     )
-    hidden = torch.arange(22.0).view(2, 11, 1)  # each position holds its own flat index
-    picked = frame_hidden_states(hidden, input_ids, VIDEO, num_videos=3, num_frames=2, grid=1)
-    assert picked.shape == (3, 2, 1, 1, 1)
-    assert picked.flatten(1).tolist() == [[1.0, 3.0], [6.0, 8.0], [16.0, 18.0]]
+    hidden = torch.arange(20.0).view(2, 10, 1)  # each position holds its own flat index
+    picked = frame_hidden_states(hidden, input_ids, VIDEO, num_frames=[2, 1, 3], grid=1)
+    assert [video.shape for video in picked] == [(2, 1, 1, 1), (1, 1, 1, 1), (3, 1, 1, 1)]
+    assert [video.flatten().tolist() for video in picked] == [[1.0, 3.0], [6.0], [13.0, 15.0, 17.0]]
 
 
 def test_frame_hidden_states_keep_row_major_order_inside_a_frame():
     input_ids = torch.tensor([[VIDEO] * 4 + [END] + [VIDEO] * 4 + [END]])
     hidden = torch.arange(10.0).view(1, 10, 1)
-    picked = frame_hidden_states(hidden, input_ids, VIDEO, num_videos=1, num_frames=2, grid=2)
-    assert picked[0, :, :, :, 0].tolist() == [[[0, 1], [2, 3]], [[5, 6], [7, 8]]]
+    (picked,) = frame_hidden_states(hidden, input_ids, VIDEO, num_frames=[2], grid=2)
+    assert picked[..., 0].tolist() == [[[0, 1], [2, 3]], [[5, 6], [7, 8]]]
 
 
 def test_frame_hidden_states_pass_gradients_to_frame_tokens_only():
     input_ids = torch.tensor([[TEXT, VIDEO, END, VIDEO, END]])
     hidden = torch.randn(1, 5, 4, requires_grad=True)
-    frame_hidden_states(hidden, input_ids, VIDEO, 1, 2, 1).sum().backward()
+    frame_hidden_states(hidden, input_ids, VIDEO, [2], 1)[0].sum().backward()
     assert hidden.grad[0].sum(dim=-1).tolist() == [0, 4, 0, 4, 0]
 
 
 def test_frame_hidden_states_refuse_a_wrong_count():
     input_ids = torch.tensor([[VIDEO, VIDEO, END]])
-    with pytest.raises(ValueError, match="hold 2 frame tokens .* 1 videos of 2 frames of 2 x 2 tokens are 8"):
-        frame_hidden_states(torch.zeros(1, 3, 4), input_ids, VIDEO, num_videos=1, num_frames=2, grid=2)
+    with pytest.raises(ValueError, match=r"hold 2 frame tokens .* videos of \[2\] frames of 2 x 2 tokens are 8"):
+        frame_hidden_states(torch.zeros(1, 3, 4), input_ids, VIDEO, num_frames=[2], grid=2)
     with pytest.raises(ValueError, match="do not belong"):
-        frame_hidden_states(torch.zeros(1, 4, 4), input_ids, VIDEO, num_videos=1, num_frames=2, grid=1)
+        frame_hidden_states(torch.zeros(1, 4, 4), input_ids, VIDEO, num_frames=[2], grid=1)

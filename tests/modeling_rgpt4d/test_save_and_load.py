@@ -9,7 +9,13 @@ from torch import nn
 from modeling_rgpt4d.configuration_rgpt4d import AUTO_MAP, RGPT4DConfig
 from modeling_rgpt4d.modeling_rgpt4d import RGPT4DForConditionalGeneration, RGPT4DModel
 
-CODE = {"configuration_rgpt4d.py", "fast_decoding.py", "modeling_rgpt4d.py", "timestamp_encoding.py"}
+CODE = {
+    "configuration_rgpt4d.py",
+    "fast_decoding.py",
+    "geometry_fusion.py",
+    "modeling_rgpt4d.py",
+    "timestamp_encoding.py",
+}
 
 # Runs where this project cannot be imported: what a stranger does with a folder from the Hub.
 STRANGER = """

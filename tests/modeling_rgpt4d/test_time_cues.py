@@ -262,7 +262,7 @@ def test_what_engines_ask_is_right_with_the_sentence(make_processor):
     inputs = processor(
         text=text,
         videos=[noise(4), noise(2)],
-        video_metadata=[told, {**told, "frames_indices": [3, 9]}],
+        video_metadata=[told, {"fps": 10.0, "frames_indices": [3, 9]}],
         do_sample_frames=False,
         return_tensors="pt",
         return_text_replacement_offsets=True,
@@ -270,9 +270,9 @@ def test_what_engines_ask_is_right_with_the_sentence(make_processor):
     )
     ids = inputs["input_ids"][0].tolist()
     (offsets,) = inputs["text_replacement_offsets"]
-    for offset, num_frames in zip(offsets, (4, 2), strict=True):
+    for offset, num_frames, duration in zip(offsets, (4, 2), ("2.5", "0.7"), strict=True):
         frames = ("<video>" * GRID**2 + "\n") * num_frames
-        assert offset["replacement"] == sentence("2.5", "10") + frames
+        assert offset["replacement"] == sentence(duration, "10") + frames
     replacements, by_engine = iter(offsets), []
     for token in processor.tokenizer.encode(text, add_special_tokens=False):
         if token == processor.video_token_id:
