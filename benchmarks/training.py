@@ -4,14 +4,17 @@ Weights are random: speed does not depend on their values. Every step is one of 
 their questions, at the 8B size with gradient checkpointing, projector and language model trained, the teacher in bfloat16.
 
     python benchmarks/training.py --output runs/training.json
-    torchrun --nproc_per_node 2 benchmarks/training.py --fsdp --output runs/training_2.json
+    accelerate launch --config_file examples/configs/accelerate/fsdp2.yaml --num_processes 2 benchmarks/training.py \\
+        --output runs/training_2.json
 
-Measured, as medians with minimum and maximum, after two steps that do not count, the kinds of step in turns:
+Measured, as medians with minimum and maximum, after two steps that do not count:
 - forward and backward pass, and the whole step with clipping and optimizer;
-- the allocator's peak of each kind, in a process that holds nothing for the other kinds;
-- floating point operations, counted as they run (torch.utils.flop_counter), recomputation apart;
+- the allocator's peak of each kind, when nothing is held for the other kinds;
+- floating point operations of each kind, by the formulas of trainer.run_estimate, recomputation apart, and their part of the rate of a
+  large matrix product measured in the same run;
 - the teacher by itself: its encoder, and its heads.
-On one GPU the optimizer is plain SGD, for AdamW's states of all 8B parameters do not fit beside them; with --fsdp it is AdamW.
+The optimizer is plain SGD: on one GPU, AdamW's states of all 8B parameters do not fit beside them. Reading the cache is the data
+loader's work and not part of a step; bringing what was read to the GPU is.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from modeling_rgpt4d import (
     L4PConfig,
     L4PModel,
+    PerceptionDecoderConfig,
     RGPT4DConfig,
     RGPT4DForConditionalGeneration,
     RGPT4DImageProcessor,
@@ -43,8 +47,20 @@ from modeling_rgpt4d import (
     RGPT4DVideoProcessor,
 )
 from trainer import L4PTeacher, P4DConfig, P4DTrainer
+from trainer.run_estimate import decoder_flops, heads_flops, sft_flops, teacher_flops
+from trainer.teacher_cache import (
+    CachedTeacher,
+    TeacherCache,
+    TeacherCacheWriter,
+    make_manifest,
+    microseconds,
+    pack,
+    perceive_raw,
+    video_digest,
+)
 
-TEXT_TOKENS = 96  # beside those of the video; the last 32 are the answer
+KINDS = ["sft", "online", "cached"]
+TEXT_TOKENS, ANSWER_TOKENS = 96, 32  # beside those of the video
 TINY = {
     "vision_config": {
         "model_type": "siglip_vision_model",
@@ -110,7 +126,7 @@ def make_batch(config: RGPT4DConfig, batch: int, frames: int) -> dict[str, torch
     text = torch.randint(10, 400, (batch, TEXT_TOKENS), generator=generator)
     ids = torch.cat([text[:, :32], torch.tensor([video] * batch), text[:, 32:]], dim=1)
     labels = ids.clone()
-    labels[:, :-32] = -100
+    labels[:, :-ANSWER_TOKENS] = -100
     pixels = torch.randn(batch, frames, 3, config.image_size, config.image_size, generator=generator)
     return {
         "input_ids": ids,
@@ -181,6 +197,7 @@ class Bench:
         self.teacher_config = L4PConfig(**(TINY_TEACHER if args.tiny else {}))
         self.processor = make_processor(self.config)
         self.batch = make_batch(self.config, args.batch, args.frames)
+        self.matrix_flops = matrix_rate(device)
 
     def make_teacher(self) -> L4PTeacher:
         return L4PTeacher(build(L4PModel, self.teacher_config, self.device))
@@ -193,7 +210,7 @@ class Bench:
             max_steps=steps,
             learning_rate=1e-9,
             lr_scheduler_type="constant",
-            optim="adamw_torch_fused" if self.args.fsdp else "sgd",
+            optim="sgd",
             gradient_checkpointing=not self.args.no_checkpointing,
             bf16=self.device == "cuda",
             use_cpu=self.device == "cpu",
@@ -201,7 +218,7 @@ class Bench:
             logging_steps=1000,
             save_strategy="no",
             disable_tqdm=True,
-            decoder_hidden_size=32 if self.args.tiny else 2560,
+            decoder_hidden_size=self.args.decoder_hidden_size,
         )
         batch = self.batch if carried is None else {**self.batch, "perception_targets": carried}
         rows = self.args.batch * steps * max(int(os.environ.get("WORLD_SIZE", 1)), 1)
@@ -235,8 +252,47 @@ class Bench:
         core.zero_grad(set_to_none=True)
         del trainer
         gc.collect()
-        print(f"{kind:8s} {json.dumps(record)}", flush=True)
         return record
+
+    def work(self, kind: str, record: dict) -> dict:
+        """Floating point operations of a step, and what part of the matrix rate its forward and backward pass reaches."""
+        windows, tokens = self.args.batch, self.batch["input_ids"].shape[1]
+        flops = sft_flops(
+            self.config, windows, tokens, self.args.frames, ANSWER_TOKENS, checkpointing=not self.args.no_checkpointing
+        )
+        if kind != "sft":
+            decoder = PerceptionDecoderConfig(
+                self.config.text_config.hidden_size,
+                self.teacher_config.latent_shape,
+                hidden_size=self.args.decoder_hidden_size,
+            )
+            flops += decoder_flops(decoder, windows) + heads_flops(self.teacher_config, windows, backward=True)
+        if kind == "online":
+            flops += teacher_flops(self.teacher_config, windows)
+        seconds = record["forward_backward_ms"]["median"] / 1e3
+        return {
+            "tflop": flops.total / 1e12,
+            "tflop_recomputed": flops.recomputed / 1e12,
+            "of_matrix_rate": (flops.total - flops.recomputed) / seconds / self.matrix_flops,
+            "of_matrix_rate_with_recomputation": flops.total / seconds / self.matrix_flops,
+        }
+
+    def fill_cache(self, teacher: L4PTeacher, folder: str) -> tuple[CachedTeacher, dict[str, torch.Tensor]]:
+        """What the teacher perceives in the batch, written to a cache and read from it."""
+        pixels = self.batch["pixel_values_videos"].to(self.device)
+        packed = pack(*perceive_raw(teacher, pixels, [0.5] * 3, [0.5] * 3), "bfloat16")
+        writer = TeacherCacheWriter(folder, make_manifest(teacher, self.processor.video_processor))
+        videos = [{"video": bytes([i])} for i in range(self.args.batch)]
+        for i, (video, seconds) in enumerate(zip(videos, self.batch["video_timestamps"], strict=True)):
+            writer.add(
+                {"video": str(i), "digest": video_digest(video), "sampled": self.args.frames, "window": [0, 1],
+                 "microseconds": microseconds(seconds), "rms": {}},
+                {name: tensor[i].cpu() for name, tensor in packed.items()},
+            )  # fmt: skip
+        writer.flush()
+        cache = TeacherCache(folder)
+        read = [cache({}, *one) for one in zip(videos, self.batch["video_timestamps"], strict=True)]
+        return CachedTeacher(teacher, cache), {name: torch.stack([one[name] for one in read]) for name in read[0]}
 
 
 def main() -> None:
@@ -244,17 +300,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="videos a step and GPU (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=16, help="frames of a video (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each kind (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", default=["sft", "online"], choices=["sft", "online"])
-    parser.add_argument("--fsdp", action="store_true", help="shard over the processes of torchrun (FSDP2)")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="default: all")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--profile", type=Path, help="write a table of the kernels of one P4D step here")
     parser.add_argument("--tiny", action="store_true", help="small random models, to try the command on a CPU")
     parser.add_argument("--output", type=Path, help="write the record as JSON")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if device == "cpu" and not args.tiny:
         parser.error("the 8B models need a CUDA device; add --tiny to try the command on a CPU")
 
+    args.decoder_hidden_size = 32 if args.tiny else 2560
     bench = Bench(args, device)
     record = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
@@ -264,17 +322,26 @@ def main() -> None:
         },
         "settings": {key: value for key, value in vars(args).items() if key not in ("output", "profile")},
         "tokens": bench.batch["input_ids"].numel(),
-        "matrix_flops": matrix_rate(device),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "matrix_flops": bench.matrix_flops,
     }
     print(json.dumps(record, default=str), flush=True)
     model = build(RGPT4DForConditionalGeneration, bench.config, device)
     record["parameters"] = sum(p.numel() for p in model.parameters())
     for kind in args.kinds:
-        teacher = None if kind == "sft" else bench.make_teacher()
-        record[kind] = bench.steps(kind, model, teacher)
-        if teacher is not None:
+        teacher = carried = None
+        if kind != "sft":
+            teacher = bench.make_teacher()
+        if kind == "online" and args.output:
             record["teacher"] = teacher_alone(bench, teacher)
-        if args.output:
+        with tempfile.TemporaryDirectory() as folder:
+            if kind == "cached":
+                teacher, carried = bench.fill_cache(teacher, folder)
+            record[kind] = bench.steps(kind, model, teacher, carried)
+        record[kind] |= bench.work(kind, record[kind])
+        print(f"{kind:8s} {json.dumps(record[kind])}", flush=True)
+        del teacher
+        if args.output and int(os.environ.get("RANK", 0)) == 0:
             write(args.output, record)
     if args.profile:
         profile(bench, model, bench.make_teacher(), args.profile)
@@ -289,7 +356,10 @@ def teacher_alone(bench: Bench, teacher: L4PTeacher) -> dict:
         record["prepare_ms"] = measure(lambda: teacher.prepare(pixels, [0.5] * 3, [0.5] * 3), 5, bench.device)
         for name, call in (
             ("encoder", lambda: teacher.model.encode(window)),
-            *((signal, lambda signal=signal: teacher.model.decode(latents[:1], [signal])) for signal in teacher.signals),
+            *(
+                (signal, lambda signal=signal: teacher.model.decode(latents[:1], [signal]))
+                for signal in teacher.signals
+            ),
         ):
             with FlopCounterMode(display=False) as counter:
                 call()

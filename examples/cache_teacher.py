@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -256,15 +257,19 @@ def disk_of(folder: Path) -> Path:
     return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
 
 
-def together(problems: int, world: int) -> int:
-    """Problems of all processes. torchrun ends the others as soon as one ends with a failure, so each waits for all."""
+@contextmanager
+def until_all_end(world: int) -> Iterator[None]:
+    """torchrun ends every process as soon as one ends with a failure: let each wait for the others at its end.
+
+    They connect at the start, when all are there; at the end a process that was killed is noticed at once.
+    """
     if world == 1 or not torch.distributed.is_torchelastic_launched():
-        return problems
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    total = torch.tensor(problems)
-    torch.distributed.all_reduce(total)
+        yield
+        return
+    torch.distributed.init_process_group("gloo")
+    yield
+    torch.distributed.monitored_barrier(timeout=timedelta(days=30))
     torch.distributed.destroy_process_group()
-    return int(total)
 
 
 def parse_args() -> argparse.Namespace:
@@ -305,10 +310,11 @@ def main() -> None:
     # What torchrun and accelerate launch tell each process
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
-        problems = verify(args.output, rank, world) if args.verify else cache(args, rank, world)
+        with until_all_end(world):
+            problems = verify(args.output, rank, world) if args.verify else cache(args, rank, world)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    sys.exit(1 if together(problems, world) else 0)
+    sys.exit(1 if problems else 0)
 
 
 def cache(args: argparse.Namespace, rank: int, world: int) -> int:

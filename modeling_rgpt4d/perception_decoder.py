@@ -119,7 +119,9 @@ class PerceptionDecoder(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in (state_dict or self.state_dict()).items()}
+        weights = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in (state_dict or self.state_dict()).items()
+        }
         partial = folder / (WEIGHTS_NAME + ".partial")
         save_file(weights, partial, metadata={"format": "pt"})
         os.replace(partial, folder / WEIGHTS_NAME)

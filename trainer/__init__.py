@@ -9,10 +9,12 @@ from .perception import perceive, stitch
 from .perception_pictures import PerceivedVideo, PerceptionPictures, draw_perception, draw_signal
 from .perception_video import write_perception_video
 from .signal_errors import MeanWithInterval, signal_errors
+from .teacher_cache import CachedTeacher, TeacherCache
 from .teachers import GroundTruthTeacher, L4PTeacher, PerceptionTargets
 from .trained_parts import freeze_untrained_parts, llm_lora_config
 
 __all__ = [
+    "CachedTeacher",
     "GroundTruthTeacher",
     "L4PTeacher",
     "MeanWithInterval",
@@ -22,6 +24,7 @@ __all__ = [
     "PerceivedVideo",
     "PerceptionPictures",
     "PerceptionTargets",
+    "TeacherCache",
     "draw_perception",
     "draw_signal",
     "explicit_distillation_loss",

@@ -22,6 +22,7 @@ from .sharded_modules import (
     is_sharded,
     used_elsewhere_only,
 )
+from .teacher_cache import CachedTeacher
 from .teachers import PerceptionTargets, Teacher
 from .trained_parts import freeze_untrained_parts, llm_lora_config
 
@@ -73,7 +74,9 @@ class P4DTrainer(SFTTrainer):
                 "P4DTrainer needs `data_collator`, a trainer.P4DCollator: TRL's own would drop the videos."
             )
         own_peft = kwargs.get("peft_config") is not None
-        if own_peft and (args.llm_lora or args.trainable != P4DConfig.__dataclass_fields__["trainable"].default_factory()):
+        if own_peft and (
+            args.llm_lora or args.trainable != P4DConfig.__dataclass_fields__["trainable"].default_factory()
+        ):
             raise ValueError(
                 "With `peft_config`, PEFT decides what is trained: leave `trainable` and `llm_lora` at their defaults."
             )
@@ -110,10 +113,14 @@ class P4DTrainer(SFTTrainer):
                 f"The collator's targets are for windows of {window} frames, but the teacher sees {teacher.num_frames}: "
                 f"give the collator window={teacher.num_frames}."
             )
+        if isinstance(teacher, CachedTeacher):
+            teacher.check_frames(self.processing_class.video_processor)
         teacher.to(self.accelerator.device)
         if not self.args.distill_latent and not self.args.signals:
             if core.config.geometry_fusion == "none":
-                raise ValueError("Nothing is learnt from the teacher: set `distill_latent`, name `signals`, or leave it out.")
+                raise ValueError(
+                    "Nothing is learnt from the teacher: set `distill_latent`, name `signals`, or leave it out."
+                )
             return
         self.perception_decoder = PerceptionDecoder(
             PerceptionDecoderConfig(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GatheredParameters
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -57,16 +58,11 @@ def idle_pass_of_decoder(core: PreTrainedModel, decoder: PerceptionDecoder, hidd
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The whole tensors of a module that may be sharded. All processes must call it together."""
-    parameters = list(module.parameters())
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):  # ZeRO-3
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(parameters):
-            return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    return {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in module.state_dict().items()
-    }
+    with GatheredParameters(list(module.parameters())):  # does nothing but under ZeRO-3
+        return {
+            name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
+            for name, tensor in module.state_dict().items()
+        }
 
 
 def _features_of_zeros(core: PreTrainedModel) -> Tensor:

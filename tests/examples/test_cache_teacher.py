@@ -2,7 +2,6 @@ import importlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -84,13 +84,26 @@ def start(made: Path, arguments: list[str], launcher: tuple = ()) -> subprocess.
         "PYTHONPATH": str(EXAMPLES.parent),
     }
     command = [sys.executable, *map(str, launcher), str(EXAMPLES / "cache_teacher.py"), *arguments]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """SIGKILL for the process and all that it started; torchrun's are sessions of their own."""
+    if process.poll() is None:
+        whole = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in whole:
+            one.suspend()  # so that none can do anything about the death of another
+        for one in whole:
+            one.kill()
+    process.communicate(timeout=60)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
-    out, err = process.communicate(timeout=240)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        raise
     assert process.returncode == status, out + err
     return out + err
 
@@ -125,8 +138,7 @@ def test_killed_at_random_and_resumed_by_other_numbers_of_processes(made, tmp_pa
         while process.poll() is None and not set(output.glob("targets-*")) - before:
             time.sleep(0.002)
         time.sleep(random_moment.uniform(0, 0.3))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_tree(process)
         there = TeacherCache(output)  # whole, whenever it was
         for shard in there.shards:
             there.verify(shard)

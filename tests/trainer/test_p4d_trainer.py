@@ -320,6 +320,7 @@ def test_windows_with_nan_are_skipped_and_counted(make_trainer, teacher, rows, s
     with_nan.perception_decoder.load_state_dict(plain.perception_decoder.state_dict())
     for trainer in (with_nan, plain):
         trainer._num_windows_in_batch = torch.tensor(1)
+
     def ld_of(trainer, rows):
         batch = trainer._prepare_inputs(trainer.data_collator(rows))
         lengths, windows, targets = trainer._ask_teacher(trainer.model, batch)

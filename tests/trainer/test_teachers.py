@@ -84,7 +84,9 @@ def test_only_the_declared_signals_are_decoded():
         head.register_forward_hook(lambda _m, _i, _o, name=name: calls.append(name))
     assert list(teacher.perceive(rgb_video(16, videos=1), HALF, HALF).signals) == ["depth", "camray"] == calls
     calls.clear()
-    assert list(teacher.perceive(rgb_video(16, videos=1), HALF, HALF, signals=["camray"]).signals) == ["camray"] == calls
+    assert (
+        list(teacher.perceive(rgb_video(16, videos=1), HALF, HALF, signals=["camray"]).signals) == ["camray"] == calls
+    )
     latents_only = L4PTeacher(make_model(), signals=[]).perceive(rgb_video(16), HALF, HALF)
     assert latents_only.signals == {} and latents_only.latents is not None
 
