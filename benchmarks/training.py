@@ -200,7 +200,7 @@ class Bench:
         self.matrix_flops = matrix_rate(device)
 
     def make_teacher(self) -> L4PTeacher:
-        return L4PTeacher(build(L4PModel, self.teacher_config, self.device))
+        return L4PTeacher(build(L4PModel, self.teacher_config, self.device)).to(self.device)
 
     def make_trainer(self, model, teacher, folder: str, carried=None) -> TimedTrainer:
         steps = self.args.steps + 2
