@@ -188,9 +188,7 @@ class Perceiver:
             if not all(map(math.isfinite, rms.values())):
                 yield record, "the teacher gives values that are not finite"
                 continue
-            # a copy: a slice would keep the whole batch in memory
-            tensors = {name: values[i].clone() for name, values in perceived.tensors.items()}
-            self.writer.add({**record, "rms": rms}, tensors)
+            self.writer.add({**record, "rms": rms}, {name: values[i] for name, values in perceived.tensors.items()})
             self.num_windows += 1
             for name, value in rms.items():
                 self.squares[name] = self.squares.get(name, 0.0) + value**2

@@ -115,6 +115,8 @@ class P4DTrainer(SFTTrainer):
             )
         if isinstance(teacher, CachedTeacher):
             teacher.check_frames(self.processing_class.video_processor)
+        if self.args.distill_latent and not getattr(teacher, "gives_latents", True):
+            raise ValueError("The teacher gives no latents; set `distill_latent=False`, or let it give them.")
         teacher.to(self.accelerator.device)
         if not self.args.distill_latent and not self.args.signals:
             if core.config.geometry_fusion == "none":
@@ -158,6 +160,13 @@ class P4DTrainer(SFTTrainer):
         timestamps = inputs["video_timestamps"]
         lengths = video_lengths(timestamps)
         return lengths, distillation_windows(lengths, self.teacher.num_frames, timestamps)
+
+    def _prepare_inputs(self, inputs):
+        times = inputs.get("video_timestamps")
+        if times is not None and times.is_floating_point() and is_sharded(self.model_wrapped):
+            # FSDP2's and DeepSpeed's mixed precision cast all float inputs; whole microseconds pass unharmed.
+            inputs = {**inputs, "video_timestamps": (times.double() * 1e6).round().long()}
+        return super()._prepare_inputs(inputs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         r"""Eq. A8. `inputs` is a batch of [`P4DCollator`]; see `trl.SFTTrainer.compute_loss` for the rest.

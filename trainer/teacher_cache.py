@@ -338,7 +338,9 @@ class TeacherCacheWriter:
         key = window_key(record["digest"], record["microseconds"])
         digests = {name: hashlib.sha256(_bytes_of(tensor)).hexdigest() for name, tensor in tensors.items()}
         self._records[key] = {**record, "sha256": digests}
-        self._tensors.update({f"{key}.{name}": tensor.contiguous() for name, tensor in tensors.items()})
+        # copies: a slice would keep its whole batch in memory
+        for name, tensor in tensors.items():
+            self._tensors[f"{key}.{name}"] = tensor.clone(memory_format=torch.contiguous_format)
         self._num_bytes += sum(tensor.nbytes for tensor in tensors.values())
         if self._num_bytes >= self.shard_bytes:
             self.flush()

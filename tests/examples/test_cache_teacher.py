@@ -75,7 +75,7 @@ def options(made: Path, output: Path, *more) -> list[str]:
     return [str(option) for option in given]
 
 
-def start(made: Path, arguments: list[str], launcher: tuple = ()) -> subprocess.Popen:
+def start(made: Path, arguments: list[str], launcher: tuple = (), script=EXAMPLES / "cache_teacher.py"):
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -83,7 +83,7 @@ def start(made: Path, arguments: list[str], launcher: tuple = ()) -> subprocess.
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(EXAMPLES.parent),
     }
-    command = [sys.executable, *map(str, launcher), str(EXAMPLES / "cache_teacher.py"), *arguments]
+    command = [sys.executable, *map(str, launcher), str(script), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -178,22 +178,44 @@ def test_estimate_is_the_real_size_and_a_damaged_shard_is_made_again(made, tmp_p
 def test_what_cannot_be_cached_is_listed_and_the_rest_is_cached(made, tmp_path):
     short, broken = write_video(tmp_path / "short.mp4", 3, seed=0), tmp_path / "broken.mp4"
     broken.write_bytes(Path(made / "0.mp4").read_bytes()[:500])
-    rows = [row(short), row(str(broken)), row("missing.mp4"), row(str(made / "1.mp4")), row(str(made / "2.mp4"))]
+    bad = [row(video) for video in (short, str(broken), "missing.mp4")]
+    good = [row(str(made / f"{i}.mp4")) for i in range(NUM_VIDEOS)]
+    bad += [row(f"missing-{i}.mp4") for i in range(NUM_VIDEOS - len(bad))]
+    rows = [one for pair in zip(bad, good, strict=True) for one in pair]
     rows.append({"messages": [{"role": "user", "content": [{"type": "text", "text": "No video"}]}]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     output = tmp_path / "cache"
-    # both processes get to their end, although one has failures
-    said = finish(start(made, options(made, output, "--data", tmp_path / "rows.jsonl"), (*TORCHRUN, 2)), status=1)
-    assert said.count("windows added to") == 2
+    given = options(made, output, "--data", tmp_path / "rows.jsonl", "--batch-size", 1)
+    finish(start(made, given, (*TORCHRUN, 2)), status=1)
     reports = {file.name: list(map(json.loads, file.read_text().splitlines())) for file in output.glob("not-cached-*")}
-    assert set(reports) <= {"not-cached-0-of-2.jsonl", "not-cached-1-of-2.jsonl"}
+    assert set(reports) == {"not-cached-0-of-2.jsonl"}
     kinds = {Path(one["video"]).name: one["kind"] for report in reports.values() for one in report}
-    assert kinds == {"short.mp4": "too short", "broken.mp4": "unreadable", "missing.mp4": "unreadable"}
+    missing = {
+        Path(video).name: "unreadable"
+        for video in ["missing.mp4", *(f"missing-{i}.mp4" for i in range(NUM_VIDEOS - 3))]
+    }
+    assert kinds == {"short.mp4": "too short", "broken.mp4": "unreadable", **missing}
     assert all(one["reason"] for report in reports.values() for one in report)
-    assert len(TeacherCache(output)) == 4
+    assert len(TeacherCache(output)) == 2 * NUM_VIDEOS
     (tmp_path / "rows.jsonl").write_text(json.dumps(row(short)) + "\n")
     finish(start(made, options(made, output, "--data", tmp_path / "rows.jsonl")))  # short alone is no failure
     assert [file.name for file in output.glob("not-cached-*")] == ["not-cached-0-of-1.jsonl"]
+
+
+def test_a_process_with_failures_does_not_end_the_others(made, tmp_path):
+    """torchrun would end them all with it."""
+    lines = [
+        "import os, sys, time",
+        f"sys.path.insert(0, {str(EXAMPLES)!r})",
+        "from cache_teacher import until_all_end",
+        "rank = int(os.environ['RANK'])",
+        "with until_all_end(2):",
+        "    time.sleep(3 * rank)",
+        "print('end of', rank)",
+        "sys.exit(rank == 0)",
+    ]
+    (tmp_path / "ends.py").write_text("\n".join(lines))
+    assert "end of 1" in finish(start(made, [], (*TORCHRUN, 2), tmp_path / "ends.py"), status=1)
 
 
 def test_a_full_disk_and_a_wrong_number_of_frames_are_told_before_anything_is_written(
