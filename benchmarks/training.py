@@ -5,7 +5,7 @@ their questions, at the 8B size with gradient checkpointing, projector and langu
 
     python benchmarks/training.py --output runs/training.json
     accelerate launch --config_file examples/configs/accelerate/fsdp2.yaml --num_processes 2 benchmarks/training.py \\
-        --output runs/training_2.json
+        --kinds online --output runs/training_2.json
 
 Measured, as medians with minimum and maximum, after two steps that do not count:
 - forward and backward pass, and the whole step with clipping and optimizer;
@@ -13,7 +13,7 @@ Measured, as medians with minimum and maximum, after two steps that do not count
 - floating point operations of each kind, by the formulas of trainer.run_estimate, recomputation apart, and their part of the rate of a
   large matrix product measured in the same run;
 - the teacher by itself: its encoder, and its heads.
-The optimizer is plain SGD: on one GPU, AdamW's states of all 8B parameters do not fit beside them. Reading the cache is the data
+Over several GPUs one kind a launch: a model that FSDP has wrapped cannot be wrapped again. The optimizer is plain SGD: on one GPU, AdamW's states of all 8B parameters do not fit beside them. Reading the cache is the data
 loader's work and not part of a step; bringing what was read to the GPU is.
 """
 
