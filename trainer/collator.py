@@ -85,7 +85,7 @@ class P4DCollator:
             for row, conversation in zip(rows, conversations, strict=True)
             for message in conversation
             for block in message["content"]
-            if isinstance(block, dict) and block["type"] == "video"
+            if isinstance(block, dict) and block["type"] in ("video", "video_url")
         ]
         window = self.window or self.num_frames
         windows = distillation_windows(video_lengths(timestamps), window, timestamps)

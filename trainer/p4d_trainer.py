@@ -3,7 +3,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 
@@ -81,7 +81,8 @@ class P4DTrainer(SFTTrainer):
                 "With `peft_config`, PEFT decides what is trained: leave `trainable` and `llm_lora` at their defaults."
             )
         if args.llm_lora:
-            kwargs["peft_config"] = llm_lora_config(args)
+            of_model = AutoConfig.from_pretrained(model, trust_remote_code=True) if isinstance(model, str) else model.config
+            kwargs["peft_config"] = llm_lora_config(args, of_model.geometry_fusion)
         super().__init__(model, args, **kwargs)
         core = self._core(self.model)
         if kwargs.get("peft_config") is None:

@@ -29,17 +29,19 @@ def freeze_untrained_parts(model: PreTrainedModel, trainable: list[str]) -> None
                 module.requires_grad_(name in trainable)
 
 
-def llm_lora_config(args: "P4DConfig") -> LoraConfig:
+def llm_lora_config(args: "P4DConfig", geometry_fusion: str = "none") -> LoraConfig:
     """LoRA for the language model; the other parts of `args.trainable` are trained whole and saved with the adapter.
 
     "Tune-LLM-LoRA" and "Tune-P+LLM-LoRA" of Table 7. The paper gives neither rank nor layers.
     """
-    whole = {"vision": "vision_tower", "projector": "multi_modal_projector"}
+    whole = {"vision": ["vision_tower"], "projector": ["multi_modal_projector"]}
+    if geometry_fusion == "positional":
+        whole["projector"].append("geometry_encoding")
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=LLM_LINEAR_LAYERS,
-        modules_to_save=[module for part, module in whole.items() if part in args.trainable] or None,
+        modules_to_save=[name for part, names in whole.items() if part in args.trainable for name in names] or None,
         task_type="CAUSAL_LM",
     )
