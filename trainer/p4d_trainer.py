@@ -81,7 +81,9 @@ class P4DTrainer(SFTTrainer):
                 "With `peft_config`, PEFT decides what is trained: leave `trainable` and `llm_lora` at their defaults."
             )
         if args.llm_lora:
-            of_model = AutoConfig.from_pretrained(model, trust_remote_code=True) if isinstance(model, str) else model.config
+            of_model = (
+                AutoConfig.from_pretrained(model, trust_remote_code=True) if isinstance(model, str) else model.config
+            )
             kwargs["peft_config"] = llm_lora_config(args, of_model.geometry_fusion)
         super().__init__(model, args, **kwargs)
         core = self._core(self.model)
@@ -91,6 +93,7 @@ class P4DTrainer(SFTTrainer):
         self.perception_decoder: PerceptionDecoder | None = None
         self._redirect = _ForwardRedirection()
         self._num_windows_in_batch: torch.Tensor | None = None
+        self._gradient_norms: dict[str, torch.Tensor] = {}
         self._counts = {"videos_too_short": 0, "windows_skipped": 0}
         if teacher is not None:
             self._set_up_teacher(core, teacher)
@@ -190,7 +193,8 @@ class P4DTrainer(SFTTrainer):
             idle,
             num_items_in_batch,
         )
-        self._record(mode, terms)  # after the redirect: no collective may run inside DDP's forward
+        # after the redirect: no collective may run inside DDP's forward
+        self._record(mode, [f"loss_{name}" for name in self._terms], terms)
         return (loss, None) if return_outputs else loss
 
     def _ask_teacher(
@@ -246,31 +250,36 @@ class P4DTrainer(SFTTrainer):
         idle: tuple[int, bool],
         num_items_in_batch,
     ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, float]]]:
-        """The loss, and of each term its sum and what it is a sum of (tokens, windows, or one norm)."""
+        """The loss, and of each term its sum and what it is a sum of (tokens or windows)."""
         idle_vision, idle_decoder = idle
+        num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+        per_token = self._natural_sft(1.0, num_tokens, num_items_in_batch)
         # TRL's fused loss calls the base model and keeps nothing but token losses: a hook sees its hidden states.
         seen = {}
-        hook = core.base_model.register_forward_hook(lambda module, args, output: seen.update(hidden=output[0]))
+
+        def see(module, args, output):
+            seen["hidden"] = output["last_hidden_state"]
+            if self._watches(seen["hidden"]):
+                output["last_hidden_state"] = seen["hidden"].view_as(seen["hidden"])
+                output["last_hidden_state"].register_hook(keep_norm)
+            return output
+
+        def keep_norm(gradient):
+            self._gradient_norms["sft"] = gradient.float().norm() * per_token
+
+        hook = core.base_model.register_forward_hook(see)
         try:
             with self.accelerator.autocast(), idle_passes_of_vision(core, idle_vision):
                 sft = super().compute_loss(core, dict(inputs), num_items_in_batch=num_items_in_batch)
         finally:
             hook.remove()
-        num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-        natural_sft = self._natural_sft(sft, num_tokens, num_items_in_batch)
-        losses, weighted = {}, {"sft": natural_sft}
+        losses = {}
         if windows and self.perception_decoder is not None:
             with self.accelerator.autocast():
                 losses = self._distillation_terms(core, seen["hidden"], inputs, lengths, windows, targets)
-            weighted |= {name: self._weight(name) * values.mean() for name, values in losses.items()}
-        terms = {"loss_sft": (natural_sft.detach() * num_tokens, num_tokens)}
+        terms = {"loss_sft": (sft.detach() * per_token * num_tokens, num_tokens)}
         for name, values in losses.items():
             terms[f"loss_{name}"] = (values.detach().sum(), len(windows))
-        if self._is_logged_step() and seen["hidden"].requires_grad and torch.is_grad_enabled():
-            for name, value in weighted.items():
-                if value.requires_grad:
-                    (gradient,) = torch.autograd.grad(value, seen["hidden"], retain_graph=True)
-                    terms[f"grad_norm_{name}"] = (gradient.float().norm(), 1)
         loss = sft
         # Eq. A8, with Eq. 7 written out
         for name, values in losses.items():
@@ -291,24 +300,38 @@ class P4DTrainer(SFTTrainer):
     ) -> dict[str, torch.Tensor]:
         """Eq. 3, 4, 6, and each signal's term of Eq. 7: `"ld"` and signals -> `(W,)`, zero for a window without finite targets."""
         args = self.args
-        latents = student_latents(
-            self.perception_decoder,
-            hidden_states,
-            inputs["input_ids"],
-            core.config,
-            lengths,
-            windows,
-            self.teacher.num_frames,
-        )
         usable = usable_windows(targets, args.signals, args.distill_latent)
         targets = without(targets, usable)
         self._counts["windows_skipped"] = self._counts["windows_skipped"] + (~usable).sum()
+
+        def decode(hidden):
+            return student_latents(
+                self.perception_decoder,
+                hidden,
+                inputs["input_ids"],
+                core.config,
+                lengths,
+                windows,
+                self.teacher.num_frames,
+            )
+
+        latents = decode(hidden_states)
         terms = {}
         if args.distill_latent:
             terms["ld"] = latent_distillation_loss(latents, targets.latents, reduction="none")
         trained = [signal for signal in args.signals if self._weight(signal)]
         terms |= decoded_distillation(self.teacher, latents, targets, args.signals, trained)
-        return {name: values * usable for name, values in terms.items()}
+        terms = {name: values * usable for name, values in terms.items()}
+        if self._watches(hidden_states):
+            # Through a pass of the decoder apart: FSDP would take a backward pass through the model's own for the last.
+            apart = hidden_states.detach().requires_grad_()
+            latents_apart = decode(apart)
+            for name, values in terms.items():
+                if values.requires_grad:
+                    (of_latents,) = torch.autograd.grad(self._weight(name) * values.mean(), latents, retain_graph=True)
+                    (of_hidden,) = torch.autograd.grad(latents_apart, apart, of_latents, retain_graph=True)
+                    self._gradient_norms[name] = of_hidden.float().norm()
+        return terms
 
     def _weight(self, term: str) -> float:
         """What a term of `_distillation_terms` counts in Eq. A8: alpha, or beta lambda_m."""
@@ -320,7 +343,7 @@ class P4DTrainer(SFTTrainer):
             return losses.mean()
         return losses.sum() * self._gradient_scale() / self._num_windows_in_batch
 
-    def _natural_sft(self, loss: torch.Tensor, num_tokens: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+    def _natural_sft(self, loss: torch.Tensor | float, num_tokens: torch.Tensor, num_items_in_batch):
         """Undo TRL's normalisation over the accumulated batch: the mean over this batch's own answer tokens."""
         if num_items_in_batch is None:
             return loss
@@ -332,19 +355,24 @@ class P4DTrainer(SFTTrainer):
 
     # -------------------------------------------------------------------------------------------------------- logging
 
+    def _watches(self, hidden_states: torch.Tensor) -> bool:
+        """Whether `grad_norm_<term>` is wanted of this pass."""
+        return self._is_logged_step() and torch.is_grad_enabled() and hidden_states.requires_grad
+
+    def training_step(self, *args, **kwargs):
+        self._gradient_norms = {}
+        loss = super().training_step(*args, **kwargs)
+        if self._is_logged_step():
+            norms = {f"grad_norm_{name}": (norm, 1) for name, norm in self._gradient_norms.items()}
+            self._record("train", [f"grad_norm_{name}" for name in self._terms], norms)
+        return loss
+
     def _is_logged_step(self) -> bool:
         step, every = self.state.global_step + 1, self.state.logging_steps
         return self.model.training and ((every and step % every == 0) or (self.args.logging_first_step and step == 1))
 
-    def _record(self, mode: str, terms: dict[str, tuple[torch.Tensor, float]]) -> None:
+    def _record(self, mode: str, names: list[str], terms: dict[str, tuple[torch.Tensor, float]]) -> None:
         """Means over all processes, of which some may have no window in this step."""
-        names = ["loss_sft"]
-        if self.perception_decoder is not None:
-            names += [f"loss_{name}" for name in self._distilled]
-        if self._is_logged_step():
-            names += ["grad_norm_sft"]
-            if self.perception_decoder is not None:
-                names += [f"grad_norm_{name}" for name in self._distilled]
         nothing = torch.zeros((), device=self.accelerator.device)
         table = torch.stack(
             [torch.stack([nothing + part for part in terms.get(name, (nothing, nothing))]) for name in names]
@@ -357,15 +385,17 @@ class P4DTrainer(SFTTrainer):
             )  # Eq. 7
         for name, value in means.items():
             self._metrics[mode][name].append(value)
-        if self.teacher is not None:
+        if self.teacher is not None and "loss_sft" in names:
             counts = torch.stack([nothing + count for count in self._counts.values()])
             counts = self.accelerator.reduce(counts, reduction="sum").tolist()
             for name, count in zip(self._counts, counts, strict=True):
                 self._metrics[mode][name] = [int(count)]
 
     @property
-    def _distilled(self) -> list[str]:
-        return ["ld"] * self.args.distill_latent + list(self.args.signals)
+    def _terms(self) -> list[str]:
+        if self.perception_decoder is None:
+            return ["sft"]
+        return ["sft", *["ld"] * self.args.distill_latent, *self.args.signals]
 
     # ------------------------------------------------------------------------------------------------------ perceiving
 

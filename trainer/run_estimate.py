@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
+from transformers.modeling_utils import set_zero3_state
 
 from modeling_rgpt4d import L4PConfig, L4PModel, RGPT4DConfig, RGPT4DForConditionalGeneration
 from modeling_rgpt4d.modeling_l4p import SIGNALS, L4PHead
@@ -509,7 +510,8 @@ def matrix_tflops(device_name: str) -> float | None:
 
 
 def _meta_student(config: RGPT4DConfig) -> RGPT4DForConditionalGeneration:
-    with torch.device("meta"):
+    # Under ZeRO-3 transformers would shard and initialise even this.
+    with torch.device("meta"), set_zero3_state():
         return RGPT4DForConditionalGeneration(config)
 
 
