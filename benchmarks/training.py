@@ -219,6 +219,7 @@ class Bench:
             save_strategy="no",
             disable_tqdm=True,
             decoder_hidden_size=self.args.decoder_hidden_size,
+            compile_layers=self.args.compile,
         )
         batch = self.batch if carried is None else {**self.batch, "perception_targets": carried}
         rows = self.args.batch * steps * max(int(os.environ.get("WORLD_SIZE", 1)), 1)
@@ -302,7 +303,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each kind (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="default: all")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
-    parser.add_argument("--compile", action="store_true", help="torch.compile each layer of tower and language model")
+    parser.add_argument("--compile", action="store_true", help="with P4DConfig(compile_layers=True)")
     parser.add_argument("--profile", type=Path, help="write a table of the kernels of one P4D step here")
     parser.add_argument("--tiny", action="store_true", help="small random models, to try the command on a CPU")
     parser.add_argument("--output", type=Path, help="write the record as JSON")
@@ -329,9 +330,6 @@ def main() -> None:
     print(json.dumps(record, default=str), flush=True)
     model = build(RGPT4DForConditionalGeneration, bench.config, device)
     record["parameters"] = sum(p.numel() for p in model.parameters())
-    if args.compile:
-        for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
-            layer.compile()
     for kind in args.kinds:
         teacher = carried = None
         if kind != "sft":

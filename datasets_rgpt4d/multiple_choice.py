@@ -1,6 +1,7 @@
 """A multiple-choice row (R4D-Bench's schema) as a prompt, and as chat messages that `RGPT4DProcessor` takes."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -13,6 +14,13 @@ INSTRUCTIONS = {
 LONGEST_SPOKEN_OPTION = 40  # characters; World4D's options have up to 30, its 3D boxes in JSON about 110
 
 
+def lettered_options(options: Sequence[str], layout: str = "({}) {}") -> str:
+    """One line an option; `layout` takes the letter and the text. Raises `ValueError` unless there are 2 to 26 options."""
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        raise ValueError(f"A multiple-choice question needs 2 to {len(ascii_uppercase)} options, got {len(options)}.")
+    return "\n".join(layout.format(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False))
+
+
 def multiple_choice_prompt(question: str, options: Sequence[str], answer_with: AnswerWith = "letter") -> str:
     """Lay out a question as R4D-Bench does: question, lettered options, instruction, with blank lines between.
 
@@ -20,10 +28,7 @@ def multiple_choice_prompt(question: str, options: Sequence[str], answer_with: A
     """
     if answer_with not in INSTRUCTIONS:
         raise ValueError(f"answer_with must be one of {tuple(INSTRUCTIONS)}, got {answer_with!r}.")
-    if not 2 <= len(options) <= len(ascii_uppercase):
-        raise ValueError(f"A multiple-choice question needs 2 to {len(ascii_uppercase)} options, got {len(options)}.")
-    lettered = "\n".join(f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
-    return f"{question}\n\nOptions:\n{lettered}\n\n{INSTRUCTIONS[answer_with]}"
+    return f"{question}\n\nOptions:\n{lettered_options(options)}\n\n{INSTRUCTIONS[answer_with]}"
 
 
 def answer_letter(options: Sequence[str], answer: str) -> str:
@@ -32,6 +37,11 @@ def answer_letter(options: Sequence[str], answer: str) -> str:
     if options.count(answer) != 1:
         raise ValueError(f"The answer {answer!r} must be exactly one of the options {options}.")
     return ascii_uppercase[options.index(answer)]
+
+
+def shuffled_options(options: Sequence[str], id: str) -> list[str]:
+    """The options in an order that depends on the question's id and their texts alone: the same on every machine."""
+    return sorted(options, key=lambda option: sha256(f"{id}\0{option}".encode()).digest())
 
 
 def to_messages(

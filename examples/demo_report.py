@@ -12,8 +12,8 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.stats import binomtest
 
+from metrics_rgpt4d import PairedComparison
 from modeling_rgpt4d.region_marks import draw_marks
 from modeling_rgpt4d.video_decoding import decode_video
 
@@ -79,14 +79,8 @@ def chance_of(answers: list[dict]) -> float:
 
 def paired(first: dict, second: dict) -> dict:
     """McNemar's exact test of two runs on the same questions (all of them, TimeBench too)."""
-    first, second = ({item["id"]: item["correct"] for item in scores["items"]} for scores in (first, second))
-    if first.keys() != second.keys():
-        raise ValueError("the two runs answered different questions and cannot be paired")
-    only_first = sum(first[id_] and not second[id_] for id_ in first)
-    only_second = sum(second[id_] and not first[id_] for id_ in first)
-    discordant = only_first + only_second
-    p = binomtest(only_first, discordant).pvalue if discordant else 1.0
-    return {"n": len(first), "only_first": only_first, "only_second": only_second, "p": p}
+    metric = PairedComparison(keep_in_memory=True)
+    return metric.compute(predictions1=first["items"], predictions2=second["items"])
 
 
 def region_picture(video: Path, region: str, num_frames: int) -> tuple[Image.Image, list[Image.Image]]:

@@ -29,7 +29,16 @@ class FrameEncoder(nn.Module):
 
 @torch.no_grad()
 def export_vision(model) -> torch.export.ExportedProgram:
-    """The program of the vision part of `model`, which loses its language model by it."""
+    """The program of the vision part of `model`, which loses its language model by it.
+
+    Raises: `ValueError` if the model fuses a teacher's latents, which would be a third input.
+    """
+    fusion = getattr(model.config, "geometry_fusion", "none")
+    if fusion != "none":
+        raise ValueError(
+            f"the model's geometry_fusion is {fusion!r}: its tokens need the teacher's latents of each "
+            "video, and the exported program has no such input. Export a model with geometry_fusion='none'"
+        )
     size, num_frames = model.config.image_size, 2
     frames = torch.zeros(num_frames, 3, size, size, dtype=model.dtype, device=model.device)
     seconds = torch.arange(num_frames, dtype=torch.float32, device=model.device)

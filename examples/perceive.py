@@ -54,8 +54,8 @@ def load_decoder(run: str) -> PerceptionDecoder:
         return PerceptionDecoder.from_pretrained(run, subfolder=DECODER_FOLDER)
     except OSError as error:
         raise SystemExit(
-            f"{run} has no {DECODER_FOLDER}: it was not trained with P4D, or published without it. Take the folder that "
-            "P4DTrainer wrote."
+            f"{run} has no {DECODER_FOLDER}: it is not there, was not trained with P4D, or was published without it. Take the "
+            "folder that P4DTrainer wrote."
         ) from error
 
 
@@ -125,7 +125,12 @@ def main() -> None:
     # What can be wrong is found before the large files are read.
     decoder = load_decoder(args.model)
     folder = args.teacher or teacher_of(args.model)
-    heads = L4PTeacher(L4PModel.from_pretrained(folder, dtype=args.dtype))
+    try:
+        heads = L4PTeacher(L4PModel.from_pretrained(folder, dtype=args.dtype))
+    except OSError as error:
+        raise SystemExit(
+            f"There is no teacher {folder}: give the one that the model was trained with, --teacher."
+        ) from error
     heads.check_student(heads.num_frames, decoder.config.latent_shape)
     num_frames = args.num_frames or heads.num_frames
     if num_frames < heads.num_frames:

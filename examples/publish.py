@@ -5,6 +5,12 @@
 
 The folder then loads with `AutoModelForImageTextToText.from_pretrained(..., trust_remote_code=True)`. What the card says
 is read from the records of the run and of the evaluation.
+
+A metric becomes a Space, which `evaluate.load("user/name")` takes, with a card filled from its own documentation:
+
+    python examples/publish.py --metric metrics_rgpt4d/depth_flow --output runs/depth_flow --repo-id user/depth_flow
+
+With --metric alone, the card in the metric's folder is brought up to date.
 """
 
 import argparse
@@ -12,9 +18,10 @@ import json
 import shutil
 from pathlib import Path
 
+import evaluate
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hub_cards import model_card, publish, write_card
+from hub_cards import metric_card, metric_record, model_card, publish, write_card
 
 
 def parse_origin(text: str) -> dict:
@@ -89,13 +96,33 @@ def card_record(args: argparse.Namespace) -> dict:
     }
 
 
+def export_metric(folder: Path, output: Path | None, repo_id: str | None) -> None:
+    """Write the metric with its card into `output`, whole or not at all; without it, the card into `folder`."""
+    folder = folder.resolve()
+    if not (folder / f"{folder.name}.py").is_file():
+        raise SystemExit(f"{folder} is no metric: it holds no {folder.name}.py.")
+    load = repo_id or "/".join(folder.parts[-2:])
+    card = metric_card(metric_record(evaluate.load(str(folder)), folder, load))
+    if output is None:
+        print(f"{write_card(card, folder)} is up to date.")
+        return
+    unfinished = output.with_name(f".{output.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    # Files that are shared with other metrics are links in the folder; a Space gets their content.
+    shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns("__pycache__"))
+    write_card(card, unfinished)
+    unfinished.replace(output)
+    print(f"{output} holds the metric and its card.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of examples/train.py")
-    parser.add_argument("--evaluation", type=Path, required=True, help="folder of examples/run_eval.py for that run")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--name", required=True, help="what the model is called")
-    initial = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument("--run", type=Path, help="folder of examples/train.py")
+    parser.add_argument("--evaluation", type=Path, help="folder of examples/run_eval.py for that run")
+    parser.add_argument("--output", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--name", help="what the model is called")
+    parser.add_argument("--metric", type=Path, help="folder of a metric, to publish it instead of a model")
+    initial = parser.add_mutually_exclusive_group()
     initial.add_argument("--from-scratch", action="store_true", help="the run started from random weights")
     initial.add_argument(
         "--origin", type=parse_origin, action="append", help="NAME,LICENSE of the weights that the run started from"
@@ -106,8 +133,24 @@ def main() -> None:
     parser.add_argument("--repo-id", help="upload to this Hub repository, user/name")
     parser.add_argument("--public", action="store_true", help="make the repository public (default: private)")
     args = parser.parse_args()
-    if args.output.exists():
+    of_model = {"--run": args.run, "--evaluation": args.evaluation, "--name": args.name}
+    of_model["--from-scratch or --origin"] = args.from_scratch or args.origin
+    if args.metric is not None:
+        if any(of_model.values()):
+            parser.error(f"--metric goes without {', '.join(of_model)}")
+        if args.repo_id and args.output is None:
+            parser.error("--repo-id needs --output, the folder that is uploaded")
+    else:
+        missing = [name for name, value in {**of_model, "--output": args.output}.items() if not value]
+        if missing:
+            parser.error(f"a model needs {', '.join(missing)}")
+    if args.output is not None and args.output.exists():
         raise SystemExit(f"{args.output} exists; remove it or choose another --output.")
+    if args.metric is not None:
+        export_metric(args.metric, args.output, args.repo_id)
+        if args.repo_id:
+            print(publish(args.output, args.repo_id, private=not args.public, repo_type="space"))
+        return
 
     card = model_card(card_record(args))
     unfinished = args.output.with_name(f".{args.output.name}.part")

@@ -34,7 +34,8 @@ from transformers import (
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import TrlParser
 
-from datasets_rgpt4d import Scene, render_signals, to_messages
+from datasets_rgpt4d import Scene, render_signals, to_messages, training_messages
+from datasets_rgpt4d.schema import TRAINING_FEATURES
 from modeling_rgpt4d import L4PConfig, L4PModel, RGPT4DConfig
 from trainer import (
     GroundTruthTeacher,
@@ -49,6 +50,7 @@ from trainer import (
 )
 from trainer.distillation_windows import cut, distillation_windows, video_lengths
 from trainer.run_estimate import RunPlan, estimate, matrix_tflops
+from trainer.teacher_cache import CachedTeacher, TeacherCache
 
 RECORD = "run.json"
 # What makes two runs different, beside RunArguments: a finished run with other values is never taken for this one.
@@ -79,8 +81,8 @@ class RunArguments:
     model: str = field(metadata={"help": "Folder or Hub id of the model to start from."})
     data: str | None = option(
         None,
-        "World4D folder (examples/render_world4d.py), or any data set with a column `messages`: .jsonl or .parquet file, "
-        "folder, or Hub id. A dry run can do without.",
+        "Folder of examples/prepare_data.py or World4D (examples/render_world4d.py), or any data set with a column `messages`: "
+        ".jsonl or .parquet file, folder, or Hub id. A dry run can do without.",
     )
     train_split: str = option("train", "Split to train on.")
     eval_split: str | None = option(None, "Split for the losses that `eval_strategy` asks for.")
@@ -110,8 +112,8 @@ class RunArguments:
     )
     geometry_fusion: str | None = option(
         None,
-        "Feed the teacher's latents to the model instead of distilling them (Table 4): concat or positional; needs "
-        "--distill_latent false and --signals to be empty.",
+        "Feed the teacher's latents to the model (Table 4): none, concat or positional; instead of distilling them with "
+        "--distill_latent false and --signals none, as the paper does.",
         choices=["none", "concat", "positional"],
     )
     model_dtype: str = option(
@@ -207,11 +209,19 @@ def split_of(rows: DatasetDict, split: str) -> Dataset:
     if split not in rows:
         raise SystemExit(f"The data have no split {split!r}; there are {sorted(rows)}.")
     columns = rows[split].column_names
+    if {*TRAINING_FEATURES} <= {*columns}:
+        return rows[split].with_transform(with_media)
     if "messages" in columns:
         return rows[split]
     if "scene" not in columns:
         raise SystemExit(f"The data have neither `messages` nor World4D's questions; their columns are {columns}.")
     return rows[split].with_transform(conversations)
+
+
+def with_media(rows: dict[str, list]) -> dict[str, list]:
+    """A batch of rows of examples/prepare_data.py -> what the collator reads; images and videos stay undecoded."""
+    each = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    return {"id": rows["id"], "messages": [training_messages(row) for row in each]}
 
 
 def world4d_truth(row: dict, video: dict, seconds: torch.Tensor, size: int, ray_size: int) -> dict[str, torch.Tensor]:
@@ -390,9 +400,8 @@ def main() -> None:
             raise SystemExit("--truth needs World4D, whose signals are known.")
         teacher, targets = GroundTruthTeacher(heads), truth
     elif run.teacher_cache:
-        from trainer.teacher_cache import CachedTeacher, TeacherCache
-
-        targets = TeacherCache(run.teacher_cache)
+        needs_latents = args.distill_latent or model.config.geometry_fusion != "none"
+        targets = TeacherCache(run.teacher_cache, args.signals, latents=needs_latents)
         teacher = CachedTeacher(heads, targets)
 
     trainer = P4DTrainer(
@@ -412,7 +421,14 @@ def main() -> None:
         ),
     )
     watched = trainer.perception_decoder is not None and sharding_of_launch() == "none"
-    clips = one_row_per_clip(rows["test"], run.perception_clips) if watched and is_world4d and "test" in rows else []
+    watched = watched and is_world4d and "test" in rows and teacher.signals
+    clips = one_row_per_clip(rows["test"], run.perception_clips) if watched else []
+    if run.teacher_cache:
+        try:  # what is read at the end is looked for now
+            for clip in clips:
+                trainer.data_collator([clip])
+        except ValueError as error:
+            raise SystemExit(f"{error}, or leave out the comparison with --perception_clips 0.") from error
     if run.picture_steps:
         shown = clips[0] if clips else train_rows[0]
         trainer.add_callback(PerceptionPictures(trainer, shown, run.picture_steps, Path(args.output_dir) / "pictures"))

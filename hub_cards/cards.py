@@ -1,13 +1,23 @@
 """Model, dataset and metric cards from run records. A card says what the record says: a missing field is an error."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
+from huggingface_hub import (
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    ModelCard,
+    ModelCardData,
+    RepoCard,
+    SpaceCard,
+    SpaceCardData,
+)
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hub_cards.lineage import NON_COMMERCIAL, model_license
+from hub_cards.lineage import NON_COMMERCIAL, data_license, model_license
 
 SIZE_CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
@@ -22,7 +32,13 @@ RESULT_FIELDS = ("benchmark", "dataset_id", "split", "revision", "command", "sco
 OVERLAP_FIELDS = ("train", "test", "note")
 DATASET_FIELDS = "name repo_id summary license revision command seed versions splits tasks columns limits".split()
 SPLIT_FIELDS = ("name", "num_questions", "num_videos", "data_files")
-METRIC_FIELDS = "title summary load arguments interval_method columns".split()
+TRAINING_DATA_FIELDS = (
+    "name repo_id summary sources overlaps statistics embedded mixture command versions columns"
+).split()
+SOURCE_FIELDS = "name id revision license lineage read not_chosen unusable rows data_files".split()
+METRIC_FIELDS = "title look text summary load inputs arguments interval_method columns citation".split()
+# Where the text of a metric's README.md ends.
+GENERATED = "<!-- From here on hub_cards.metric_card writes what the metric says of itself; edit it there. -->"
 
 
 def _cell(value) -> str:
@@ -179,20 +195,103 @@ def dataset_card(record: dict) -> DatasetCard:
     return _card(DatasetCard, data, "dataset_card.md", record=record, total=total)
 
 
-def metric_card(record: dict) -> RepoCard:
-    """The card of a metric's Space.
+def metric_record(metric, folder: str | Path, load: str) -> dict:
+    """What a metric says of itself, for [`metric_card`].
+
+    Inputs, outputs, description and citation are those of the metric's `info`; the method of its intervals and the
+    meaning of its columns are `INTERVAL_METHOD` and, if it has columns, `CATEGORIES` ({column: what}) of its module.
+    Title, colours and the text, which only a person can write, stand in the folder's README.md.
 
     Args:
-        record (`dict`): `title`, `summary`, `load` (what `evaluate.load` takes), `arguments` (the metric's own
-            description of its inputs and outputs), `interval_method`, `columns` ({column: task}).
-    Returns: [`~huggingface_hub.RepoCard`].
+        metric (`evaluate.EvaluationModule`): of `evaluate.load(folder)`, or of its class.
+        folder (`str` or `Path`): the metric's folder.
+        load (`str`): what `evaluate.load` shall take in the card: a folder or the id of a Space.
+    Raises: `ValueError` if the folder has no README.md with a title, or the module no `INTERVAL_METHOD`.
+    """
+    file = Path(folder) / "README.md"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no README.md; write one with a title in its front matter, and what to know")
+    card = RepoCard.load(file, ignore_metadata_errors=True)
+    title = card.data.get("title")
+    if not title:
+        raise ValueError(f"{file} has no title in its front matter")
+    module = sys.modules[type(metric).__module__]
+    if not hasattr(module, "INTERVAL_METHOD"):
+        raise ValueError(f"{module.__name__} has no INTERVAL_METHOD; a card says how sure the numbers are")
+    return {
+        "title": title,
+        "look": {key: card.data.get(key) for key in ("emoji", "colorFrom", "colorTo") if card.data.get(key)},
+        "text": card.text.split(GENERATED)[0].strip().removeprefix(f"# {title}").strip(),
+        "summary": " ".join(metric.description.split()),
+        "load": load,
+        "inputs": list(metric.features),
+        "arguments": metric.inputs_description,
+        "interval_method": module.INTERVAL_METHOD,
+        "columns": getattr(module, "CATEGORIES", {}),
+        "citation": metric.citation,
+    }
+
+
+def training_data_card(record: dict) -> DatasetCard:
+    """The card of training data that examples/prepare_data.py put together.
+
+    Args:
+        record (`dict`): `name`, `repo_id`, `summary`, `command`, `versions` ({package: version}), `columns` ({name: meaning}),
+            `mixture` (its YAML), `statistics` (a table in Markdown), `embedded` (whether rows hold the media's bytes);
+            `sources`: `{"name", "id" (Hub id, or words), "revision", "license" (Hub id, or words), "lineage" (a sentence),
+            "read", "not_chosen", "rows" (numbers of rows), "unusable" ({reason: count}), "data_files" (list of paths)}`;
+            `overlaps`: `{"train", "test", "note"}` for every source and each of one or more benchmarks.
+    Returns: [`~huggingface_hub.DatasetCard`]; its license is the strictest of the sources', or "other" if one of them is
+        none that the Hub has an id for. The configuration "default" has all sources, others one source each.
+    Raises: `ValueError` naming a field that is missing, or a source without a word on overlap.
+    """
+    _require(record, TRAINING_DATA_FIELDS, "the training data's record")
+    for part, fields in (("sources", SOURCE_FIELDS), ("overlaps", OVERLAP_FIELDS)):
+        for position, entry in enumerate(record[part]):
+            _require(entry, fields, f"{part}[{position}] of the training data's record")
+    silent = {source["name"] for source in record["sources"]} - {overlap["train"] for overlap in record["overlaps"]}
+    if silent:
+        raise ValueError(f"the training data's 'overlaps' says nothing of {sorted(silent)}")
+    total = sum(source["rows"] for source in record["sources"])
+    license = data_license([source["license"] for source in record["sources"]])
+    files = {source["name"]: source["data_files"] for source in record["sources"]}
+    files = {"default": [file for some in files.values() for file in some], **files}
+    data = DatasetCardData(
+        pretty_name=record["name"],
+        license=license,
+        license_name="licenses-of-the-sources" if license == "other" else None,
+        task_categories=["visual-question-answering", "video-text-to-text"],
+        size_categories=next((name for limit, name in SIZE_CATEGORIES if total < limit), "n>1M"),
+        tags=["rgpt4d", "video", "4d"],
+        configs=[
+            {"config_name": name, "data_files": [{"split": "train", "path": some}]} for name, some in files.items()
+        ],
+    )
+    return _card(DatasetCard, data, "training_data_card.md", record=record, license=license)
+
+
+def metric_card(record: dict) -> SpaceCard:
+    """The card of a metric's Space: its text, and behind it what follows from the metric itself.
+
+    Args:
+        record (`dict`): `title`, `look` (`emoji`, `colorFrom`, `colorTo`, or nothing), `text` (Markdown), `summary` (one
+            sentence), `load` (what `evaluate.load` takes), `inputs` (names of what `compute` takes), `arguments` (the
+            metric's own description of its inputs and outputs), `interval_method`, `columns` ({column: what}),
+            `citation`. [`metric_record`] makes it.
+    Returns: [`~huggingface_hub.SpaceCard`].
     Raises: `ValueError` naming a field that is missing.
     """
     _require(record, METRIC_FIELDS, "the metric's record")
-    data = ModelCardData(
-        title=record["title"], sdk="gradio", pinned=False, license="apache-2.0", tags=["evaluate", "metric"]
+    data = SpaceCardData(
+        title=record["title"],
+        **record["look"],
+        sdk="gradio",
+        pinned=False,
+        license="apache-2.0",
+        tags=["evaluate", "metric"],
+        description=record["summary"],
     )
-    return _card(RepoCard, data, "metric_card.md", record=record)
+    return _card(SpaceCard, data, "metric_card.md", record=record, generated=GENERATED)
 
 
 def write_card(card: RepoCard, folder: str | Path) -> Path:

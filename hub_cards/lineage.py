@@ -1,4 +1,4 @@
-"""The license that weights inherit from the weights that they were made from."""
+"""The license that weights inherit from the weights that they were made from, and a data set from its sources."""
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0")
 NON_COMMERCIAL = ("cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # the later one asks for more and includes the earlier
@@ -31,3 +31,13 @@ def model_license(origins: list[dict]) -> str:
         elif any(family in name.lower() for family in NON_COMMERCIAL_FAMILIES):
             raise ValueError(f"{name} is non-commercial as published; its license cannot be {license!r}")
     return NON_COMMERCIAL[strictest] if strictest >= 0 else "apache-2.0"
+
+
+def data_license(licenses: list[str]) -> str:
+    """The Hub's license id for data put together from sources with these licenses: the strictest, or "other" if one of
+    them is not known here (words such as "not established" are not).
+    """
+    licenses = [license.lower() for license in licenses]
+    if not licenses or not {*licenses} <= {*PERMISSIVE, *NON_COMMERCIAL}:
+        return "other"
+    return max(licenses, key=(PERMISSIVE + NON_COMMERCIAL).index)

@@ -328,6 +328,12 @@ def convert_to_nvila(folder: str | Path, output: str | Path, max_shard_size: int
     for part, expected in ((config.text_config, "qwen2"), (config.vision_config, "siglip_vision_model")):
         if part.model_type != expected:
             raise ValueError(f"{folder}: NVILA's layout holds {expected}, and this model has {part.model_type}")
+    if config.geometry_fusion != "none":
+        raise ValueError(
+            f"{folder}: geometry_fusion is {config.geometry_fusion!r}, and NVILA's layout has no place for the teacher's "
+            "latents. To convert the model without them, load it with geometry_fusion='none' and save it first; its answers "
+            "will be others"
+        )
     tensors = read_folder(folder)
     _, shapes = expected_shapes(config)
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:

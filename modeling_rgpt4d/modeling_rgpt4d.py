@@ -52,6 +52,7 @@ else:
 
 
 MICROSECONDS = 1e-6
+GEOMETRY_WITHOUT_VIDEO = "video_geometry goes with pixel_values_videos: give both, or leave out both"
 
 
 @dataclass
@@ -567,7 +568,7 @@ class RGPT4DModel(RGPT4DPreTrainedModel):
             if pixels is not None and encoded.get(modality) is not None:
                 raise ValueError(f"give either {name} or mm_encoder_outputs[{modality!r}], not both")
         if video_geometry is not None and pixel_values_videos is None:
-            raise ValueError("video_geometry goes with pixel_values_videos: give both, or leave out both")
+            raise ValueError(GEOMETRY_WITHOUT_VIDEO)
         if pixel_values is not None:
             encoded["image"] = self.get_image_features(
                 pixel_values, image_block_sizes, vision_feature_layer, return_dict=True
@@ -690,7 +691,12 @@ class RGPT4DForConditionalGeneration(RGPT4DPreTrainedModel, GenerationMixin):
                 batch size; all others take a fraction of the usual time. Greedy decoding and sampling with any logits
                 processor, stopping criterion and streamer; see `decode_by_graph` for what raises a `ValueError`. Not on
                 CUDA, it gives the same tokens and is no faster.
+
+        Raises: `ValueError` for `video_geometry` without `pixel_values_videos`.
         """
+        # `generate` would drop it before `forward` sees it, with the other arguments of encoders
+        if kwargs.get("video_geometry") is not None and kwargs.get("pixel_values_videos") is None:
+            raise ValueError(GEOMETRY_WITHOUT_VIDEO)
         if not fast:
             return super().generate(*args, streamer=streamer, **kwargs)
         if kwargs.get("custom_generate") is not None or kwargs.get("assistant_model") is not None:

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -43,13 +44,13 @@ def wheel(tmp_path_factory):
         if path.is_file():
             target = source / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+            shutil.copyfile(path, target, follow_symlinks=False)  # links stay links, as in a checkout
     command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "--wheel-dir", str(output)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = output.glob("rgpt4d-*.whl")
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+        names = {entry.filename: entry.file_size for entry in archive.infolist()}
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     return names, metadata
 
@@ -69,7 +70,7 @@ def test_wheel_holds_the_five_rooms_and_their_data(wheel):
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == set(ROOMS)
     assert {name for name in names if name.startswith("hub_cards/templates/")} == {
-        f"hub_cards/templates/{kind}_card.md" for kind in ("model", "dataset", "metric")
+        f"hub_cards/templates/{kind}_card.md" for kind in ("model", "dataset", "training_data", "metric")
     }
     assert "metrics_rgpt4d/r4d_bench/README.md" in names and "metrics_rgpt4d/r4d_bench/answer_parsing.py" in names
     assert "License-Expression: Apache-2.0" in metadata and any(name.endswith("licenses/LICENSE") for name in names)
@@ -78,6 +79,11 @@ def test_wheel_holds_the_five_rooms_and_their_data(wheel):
 def test_every_file_of_the_rooms_is_in_the_wheel(wheel):
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert {str(path.relative_to(ROOT)) for path in files} <= set(wheel[0])
+
+
+def test_links_are_whole_files_in_the_wheel(wheel):
+    links = [path for path in (ROOT / "metrics_rgpt4d").rglob("*.py") if path.is_symlink()]
+    assert links and all(wheel[0][str(path.relative_to(ROOT))] == path.stat().st_size for path in links)
 
 
 def test_found_packages_are_the_rooms():

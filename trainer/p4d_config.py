@@ -17,8 +17,8 @@ class P4DConfig(SFTConfig):
     Args:
         trainable (`list[str]`, defaults to `["projector", "llm"]`):
             Parts that are trained, of `"vision"` (E_V), `"projector"` (E_P) and `"llm"` (with its output head); the
-            others are frozen (Table 7); none of them leaves the perception decoder alone, a probe. With a `peft_config` of
-            your own, PEFT decides instead and this must keep its default.
+            others are frozen (Table 7); `[]`, on a command line `--trainable none`, leaves the perception decoder alone, a
+            probe. With a `peft_config` of your own, PEFT decides instead and this must keep its default.
         llm_lora (`bool`, defaults to `False`): train the language model by LoRA, on all its linear layers; the other
             parts of `trainable` are trained whole (Table 7). With a model loaded in 4 bits this is QLoRA.
         lora_r, lora_alpha, lora_dropout: rank, scale and dropout of that LoRA; the paper does not give its own.
@@ -26,9 +26,12 @@ class P4DConfig(SFTConfig):
         beta (`float`, defaults to 0.1): weight of explicit distillation, L_ED (Eq. 7).
         lambda_depth, lambda_flow, lambda_motion, lambda_camray (`float`): weight of each signal inside L_ED.
         distill_latent (`bool`, defaults to `True`): `False` leaves L_LD out ("ED-Only" of Table 5).
-        signals (`list[str]`, defaults to all four): signals that are decoded and distilled (Table 5); `[]` is "LD-Only".
+        signals (`list[str]`, defaults to all four): signals that are decoded and distilled (Table 5); `[]`, on a command
+            line `--signals none`, is "LD-Only".
         decoder_kind (`str`, defaults to `"mlp"`): the paper's 3-layer MLP, or the release's `"linear"`.
         decoder_hidden_size (`int`, defaults to 2560): hidden width of the MLP.
+        compile_layers (`bool`, defaults to `False`): `torch.compile` every layer of the tower, the language model and the
+            teacher, for speed on a GPU; the first steps take some minutes.
 
     Other defaults than `SFTConfig`: `max_length=None` (a cut prompt would lose frames), `remove_unused_columns=False` and
     `dataset_kwargs={"skip_prepare_dataset": True}` (the collator reads the rows as they are: tokenised beforehand, TRL
@@ -37,7 +40,7 @@ class P4DConfig(SFTConfig):
 
     trainable: list[str] = field(
         default_factory=lambda: ["projector", "llm"],
-        metadata={"help": "Parts that are trained: vision, projector, llm (Table 7)."},
+        metadata={"help": "Parts that are trained: any of vision, projector, llm (Table 7), or none."},
     )
     llm_lora: bool = field(default=False, metadata={"help": "Train the language model by LoRA (Table 7)."})
     lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA."})
@@ -52,7 +55,7 @@ class P4DConfig(SFTConfig):
     distill_latent: bool = field(default=True, metadata={"help": "Whether to train L_LD."})
     signals: list[str] = field(
         default_factory=lambda: list(SIGNALS),
-        metadata={"help": "Signals to distil: any of depth, flow, motion, camray (Table 5)."},
+        metadata={"help": "Signals to distil: any of depth, flow, motion, camray, or none for LD-Only (Table 5)."},
     )
     decoder_kind: str = field(
         default="mlp",
@@ -60,6 +63,10 @@ class P4DConfig(SFTConfig):
     )
     decoder_hidden_size: int = field(
         default=2560, metadata={"help": "Hidden width of the MLP decoder, 'a hidden dimension of 2,560' (A1.1)."}
+    )
+
+    compile_layers: bool = field(
+        default=False, metadata={"help": "torch.compile each layer of tower, language model and teacher, for speed."}
     )
 
     max_length: int | None = field(default=None, metadata={"help": "Must stay unset: a cut prompt would lose frames."})
@@ -72,6 +79,10 @@ class P4DConfig(SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        # A list on a command line has at least one word; `report_to` takes the same one for nothing
+        self.trainable, self.signals = (
+            [] if values == ["none"] else values for values in (self.trainable, self.signals)
+        )
         for name, values, known in (
             ("trainable", self.trainable, TRAINABLE_PARTS),
             ("signals", self.signals, SIGNALS),

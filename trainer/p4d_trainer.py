@@ -1,4 +1,5 @@
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .p4d_config import P4DConfig
 from .perception import perceive, student_latents
 from .sharded_modules import (
     full_state_dict,
+    gather_output_head,
     idle_pass_of_decoder,
     idle_passes_of_vision,
     is_sharded,
@@ -101,6 +103,11 @@ class P4DTrainer(SFTTrainer):
             raise ValueError(
                 f"The model's geometry_fusion is {core.config.geometry_fusion!r}: it needs a `teacher` for its input."
             )
+        if args.compile_layers:
+            for layer in (*core.model.vision_tower.encoder.layers, *core.model.language_model.layers):
+                layer.compile()
+            if teacher is not None:
+                teacher.compile_layers()
 
     def _set_up_teacher(self, core: PreTrainedModel, teacher: Teacher) -> None:
         if missing := [signal for signal in self.args.signals if signal not in teacher.signals]:
@@ -136,6 +143,8 @@ class P4DTrainer(SFTTrainer):
                 hidden_size=self.args.decoder_hidden_size,
             )
         ).to(self.accelerator.device)
+        if self.is_deepspeed_enabled:
+            self.perception_decoder.to(core.dtype)  # its engine wants one dtype, and keeps float32 copies itself
         core.add_module(DECODER_FOLDER, self.perception_decoder)
         keys = {f"{DECODER_FOLDER}.{key}" for key in self.perception_decoder.state_dict()}
         core._keys_to_ignore_on_save = set(core._keys_to_ignore_on_save or ()) | keys
@@ -180,6 +189,7 @@ class P4DTrainer(SFTTrainer):
         core, mode = self._core(model), "train" if self.model.training else "eval"
         lengths, windows, targets = self._ask_teacher(core, inputs)
         idle = self._idle_passes(model, inputs, windows)
+        decoder_apart = self._decoder_apart() if self._is_logged_step() and torch.is_grad_enabled() else None
         # Through the wrapper's own forward, so that DDP and FSDP see one graph with the decoder in it.
         loss, terms = self._redirect(
             model,
@@ -191,6 +201,7 @@ class P4DTrainer(SFTTrainer):
             windows,
             targets,
             idle,
+            decoder_apart,
             num_items_in_batch,
         )
         # after the redirect: no collective may run inside DDP's forward
@@ -198,9 +209,10 @@ class P4DTrainer(SFTTrainer):
         return (loss, None) if return_outputs else loss
 
     def _ask_teacher(
-        self, core: PreTrainedModel, inputs: dict[str, Any]
+        self, core: PreTrainedModel, inputs: dict[str, Any], signals: Sequence[str] | None = None
     ) -> tuple[list[int], list[Window], PerceptionTargets | None]:
-        """Frames of each video, the windows of the batch, and what the teacher perceives in them (Eq. 1 and 2).
+        """Frames of each video, the windows of the batch, and what the teacher perceives in them (Eq. 1 and 2): `signals`, by
+        default those that are distilled.
 
         Takes from `inputs` what is not the model's, and adds the geometry that the baselines of Table 4 read.
         """
@@ -224,7 +236,7 @@ class P4DTrainer(SFTTrainer):
             image_mean=processor.image_mean,
             image_std=processor.image_std,
             targets=carried,
-            signals=self.args.signals,
+            signals=self.args.signals if signals is None else signals,
         )
         if (fused or self.args.distill_latent) and targets.latents is None:
             raise ValueError("The teacher gives no latents; set `distill_latent=False`, or let it give them.")
@@ -248,6 +260,7 @@ class P4DTrainer(SFTTrainer):
         windows: list[Window],
         targets: PerceptionTargets | None,
         idle: tuple[int, bool],
+        decoder_apart: PerceptionDecoder | None,
         num_items_in_batch,
     ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, float]]]:
         """The loss, and of each term its sum and what it is a sum of (tokens or windows)."""
@@ -269,6 +282,7 @@ class P4DTrainer(SFTTrainer):
 
         hook = core.base_model.register_forward_hook(see)
         try:
+            gather_output_head(core)
             with self.accelerator.autocast(), idle_passes_of_vision(core, idle_vision):
                 sft = super().compute_loss(core, dict(inputs), num_items_in_batch=num_items_in_batch)
         finally:
@@ -276,7 +290,9 @@ class P4DTrainer(SFTTrainer):
         losses = {}
         if windows and self.perception_decoder is not None:
             with self.accelerator.autocast():
-                losses = self._distillation_terms(core, seen["hidden"], inputs, lengths, windows, targets)
+                losses = self._distillation_terms(
+                    core, seen["hidden"], inputs, lengths, windows, targets, decoder_apart
+                )
         terms = {"loss_sft": (sft.detach() * per_token * num_tokens, num_tokens)}
         for name, values in losses.items():
             terms[f"loss_{name}"] = (values.detach().sum(), len(windows))
@@ -297,16 +313,20 @@ class P4DTrainer(SFTTrainer):
         lengths: list[int],
         windows: list[Window],
         targets: PerceptionTargets,
+        decoder_apart: PerceptionDecoder | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Eq. 3, 4, 6, and each signal's term of Eq. 7: `"ld"` and signals -> `(W,)`, zero for a window without finite targets."""
+        """Eq. 3, 4, 6, and each signal's term of Eq. 7: `"ld"` and signals -> `(W,)`, zero for a window without finite targets.
+
+        With `decoder_apart` the norm of each term's gradient is kept, too.
+        """
         args = self.args
         usable = usable_windows(targets, args.signals, args.distill_latent)
         targets = without(targets, usable)
         self._counts["windows_skipped"] = self._counts["windows_skipped"] + (~usable).sum()
 
-        def decode(hidden):
+        def decode(decoder, hidden):
             return student_latents(
-                self.perception_decoder,
+                decoder,
                 hidden,
                 inputs["input_ids"],
                 core.config,
@@ -315,20 +335,20 @@ class P4DTrainer(SFTTrainer):
                 self.teacher.num_frames,
             )
 
-        latents = decode(hidden_states)
+        latents = decode(self.perception_decoder, hidden_states)
         terms = {}
         if args.distill_latent:
             terms["ld"] = latent_distillation_loss(latents, targets.latents, reduction="none")
         trained = [signal for signal in args.signals if self._weight(signal)]
         terms |= decoded_distillation(self.teacher, latents, targets, args.signals, trained)
         terms = {name: values * usable for name, values in terms.items()}
-        if self._watches(hidden_states):
-            # Through a pass of the decoder apart: FSDP would take a backward pass through the model's own for the last.
+        if decoder_apart is not None and hidden_states.requires_grad:
             apart = hidden_states.detach().requires_grad_()
-            latents_apart = decode(apart)
+            latents_apart = decode(decoder_apart, apart)
             for name, values in terms.items():
                 if values.requires_grad:
                     (of_latents,) = torch.autograd.grad(self._weight(name) * values.mean(), latents, retain_graph=True)
+                    of_latents = of_latents.to(latents_apart.dtype)
                     (of_hidden,) = torch.autograd.grad(latents_apart, apart, of_latents, retain_graph=True)
                     self._gradient_norms[name] = of_hidden.float().norm()
         return terms
@@ -358,6 +378,17 @@ class P4DTrainer(SFTTrainer):
     def _watches(self, hidden_states: torch.Tensor) -> bool:
         """Whether `grad_norm_<term>` is wanted of this pass."""
         return self._is_logged_step() and torch.is_grad_enabled() and hidden_states.requires_grad
+
+    def _decoder_apart(self) -> PerceptionDecoder | None:
+        """A whole copy of the decoder, for gradients of single terms: where the weights are spread over processes, no such
+        backward pass may go through the model's own, for it would take it for the last. All processes must call it together.
+        """
+        if self.perception_decoder is None:
+            return None
+        with torch.device("meta"):  # no random number is drawn
+            copy = PerceptionDecoder(self.perception_decoder.config)
+        copy.load_state_dict(full_state_dict(self.perception_decoder), assign=True)
+        return copy.requires_grad_(False)
 
     def training_step(self, *args, **kwargs):
         self._gradient_norms = {}
@@ -403,17 +434,17 @@ class P4DTrainer(SFTTrainer):
     def perceive(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor], PerceptionTargets]:
         """What the student perceives now in the videos of `rows`, beside the teacher.
 
-        Returns: the batch that the collator made of `rows`, the student's signals `{name: (num_windows, C, N, H, W)}`, and
-        the teacher's targets.
+        Returns: the batch that the collator made of `rows`, the student's signals `{name: (num_windows, C, N, H, W)}`, all
+        that the teacher gives, also those that are not distilled, and the teacher's targets.
         """
         core = self._core(self.model)
         was_training = core.training
         core.eval()
         inputs = self._prepare_inputs(self.data_collator(rows))
         labels = inputs.pop("labels")
-        _, _, targets = self._ask_teacher(core, inputs)
+        _, _, targets = self._ask_teacher(core, inputs, self.teacher.signals)
         with self.accelerator.autocast():
-            _, signals = perceive(core, self.perception_decoder, self.teacher, inputs, self.args.signals)
+            _, signals = perceive(core, self.perception_decoder, self.teacher, inputs)
         core.train(was_training)
         return {**inputs, "labels": labels}, signals, targets
 

@@ -55,15 +55,24 @@ def perceive(
         model: an `RGPT4DForConditionalGeneration`, in evaluation mode.
         decoder: the perception decoder that was trained with it.
         heads: the teacher that it was trained with, on the model's device.
-        inputs: what the processor returns, on the model's device, without labels.
+        inputs: what the processor returns, on the model's device, without labels; for a model with `config.geometry_fusion`
+            also `video_geometry`, the teacher's deepest latents, as in training of the frames without marks.
         signals: which of the teacher's signals; all by default.
         show_progress: show a bar over the windows.
 
     Returns: the windows, and the signals in them, `(W, C, N, H, W)` float32.
-    Raises: `ValueError` if no video has as many frames of different times in a row as the teacher's window.
+    Raises: `ValueError` if no video has as many frames of different times in a row as the teacher's window, and if
+        `video_geometry` is missing.
     """
     if "pixel_values_videos" not in inputs:
         raise ValueError("there is no video in the inputs, so there is nothing to perceive")
+    fusion = getattr(model.config, "geometry_fusion", "none")
+    if fusion != "none" and inputs.get("video_geometry") is None:
+        raise ValueError(
+            f"the model's geometry_fusion is {fusion!r}, but the inputs have no video_geometry: add the deepest latents that "
+            'the teacher has of the frames without marks, inputs["video_geometry"] = heads.perceive(frames, image_mean, '
+            "image_std, signals=()).latents[:, -1]"
+        )
     lengths = video_lengths(inputs["video_timestamps"])
     windows = distillation_windows(lengths, heads.num_frames, inputs["video_timestamps"])
     if not windows:

@@ -231,17 +231,24 @@ class PerceptionPictures(TrainerCallback):
     """Write `<folder>/perception_step_<step>.png` for one row at chosen steps of a [`P4DTrainer`] (Fig. 5 of the paper).
 
     Args:
-        trainer: the trainer it is added to; it must have a teacher.
+        trainer: the trainer it is added to; it must distil a teacher.
         row: a row of the data set, with a video.
         steps: the steps at which to draw; 0 is before training.
         folder: where the pictures go.
 
-    Raises: `ValueError` if the trainer has no teacher.
+    Raises: `ValueError` if the trainer distils no teacher, or one that gives no signals.
     """
 
     def __init__(self, trainer, row: dict[str, Any], steps: list[int], folder: str | os.PathLike):
-        if trainer.teacher is None:
-            raise ValueError("PerceptionPictures needs a trainer with a teacher: without one nothing is perceived.")
+        if trainer.perception_decoder is None:
+            raise ValueError(
+                "PerceptionPictures needs a trainer with a teacher that it distils: nothing else trains a perception decoder."
+            )
+        if not trainer.teacher.signals:
+            raise ValueError(
+                "PerceptionPictures has nothing to draw: the teacher gives no signals. Of a cache only those are read that are "
+                "distilled."
+            )
         self.trainer, self.row, self.steps, self.folder = trainer, row, set(steps), Path(folder)
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GatheredParameters
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -33,19 +34,27 @@ def used_elsewhere_only(accelerator: Accelerator, used_here: list[bool]) -> list
 
 @contextmanager
 def idle_passes_of_vision(core: PreTrainedModel, num_passes: int) -> Iterator[None]:
-    """While it lasts, tower and projector also run `num_passes` times on a frame of zeros, before the language model."""
+    """While it lasts, the model also runs tower and projector `num_passes` times on a frame of zeros, before all else.
 
-    def add_zero(module, args, kwargs):
+    The model runs them first, too. In another order each process would wait for the others at another module.
+    """
+    zeros = []
+
+    def run(module, args):
+        zeros[:] = [0.0 * _features_of_zeros(core).sum() for _ in range(num_passes)]
+
+    def add(module, args, kwargs):
         embeddings = kwargs["inputs_embeds"]
-        for _ in range(num_passes):
-            embeddings = embeddings + 0.0 * _features_of_zeros(core).sum().to(embeddings.dtype)
-        return args, {**kwargs, "inputs_embeds": embeddings}
+        return args, {**kwargs, "inputs_embeds": embeddings + sum(zeros).to(embeddings.dtype)}
 
-    hook = core.model.language_model.register_forward_pre_hook(add_zero, with_kwargs=True) if num_passes else None
+    hooks = []
+    if num_passes:
+        hooks.append(core.model.register_forward_pre_hook(run))
+        hooks.append(core.model.language_model.register_forward_pre_hook(add, with_kwargs=True))
     try:
         yield
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
 
 
@@ -53,7 +62,20 @@ def idle_pass_of_decoder(core: PreTrainedModel, decoder: PerceptionDecoder, hidd
     """Zero, `()`, from the decoder's latents of frames of zeros."""
     grid = core.config.frame_grid
     frames = hidden_states.new_zeros(1, decoder.config.latent_shape[1], grid, grid, decoder.config.in_features)
+    # ZeRO-3 lets go of a module's weights when the gradient of its input is there: as with real frames, or never
+    frames.requires_grad_(hidden_states.requires_grad)
     return 0.0 * decoder(frames.to(decoder.dtype)).sum()
+
+
+def gather_output_head(core: PreTrainedModel) -> None:
+    """Let FSDP2 know that the output head is used, before its weight is read.
+
+    TRL 1.16 reads the weight and never calls the head, which accelerate 1.15 shards by itself. FSDP2 would not take part then, and
+    the part of the head that a process holds would learn from the batch of that process alone.
+    """
+    head = core.get_output_embeddings()
+    if isinstance(head, FSDPModule):
+        head.unshard()
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:

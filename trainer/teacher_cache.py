@@ -557,7 +557,7 @@ class CachedTeacher:
         if heads.depth_scale != manifest["depth_scale"]:
             raise ValueError(
                 f"the cache {cache.folder} says that the teacher's depth_scale is {manifest['depth_scale']!r}, and here it is "
-                f"{heads.depth_scale!r}"
+                f"{heads.depth_scale!r}: give both the same, here or to examples/cache_teacher.py with --depth-scale"
             )
         self.heads, self.cache = heads, cache
         self.signals = tuple(signal for signal in cache.signals if signal in heads.signals)
@@ -569,6 +569,10 @@ class CachedTeacher:
     def to(self, device: torch.device | str) -> "CachedTeacher":
         self.heads.to(device)
         return self
+
+    def compile_layers(self) -> None:
+        """As [`L4PTeacher.compile_layers`]."""
+        self.heads.compile_layers()
 
     def check_student(self, num_frames: int, latent_shape: Sequence[int] | None = None) -> None:
         """As [`L4PTeacher.check_student`]."""

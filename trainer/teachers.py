@@ -97,6 +97,12 @@ class L4PTeacher:
         self.model.to(device)
         return self
 
+    def compile_layers(self) -> None:
+        """`torch.compile` the layers of the encoder and the heads, each for itself, when they run for the first time."""
+        encoder = self.model.encoder  # None where a CachedTeacher took it out
+        for module in (*(encoder.layers if encoder is not None else ()), *self.model.heads.values()):
+            module.compile()
+
     def check_student(self, num_frames: int, latent_shape: Sequence[int] | None = None) -> None:
         """Raise `ValueError` if a student cannot learn from this teacher.
 
@@ -201,6 +207,10 @@ class GroundTruthTeacher:
     def to(self, device: torch.device | str) -> "GroundTruthTeacher":
         self.heads.to(device)
         return self
+
+    def compile_layers(self) -> None:
+        """As [`L4PTeacher.compile_layers`]."""
+        self.heads.compile_layers()
 
     def check_student(self, num_frames: int, latent_shape: Sequence[int] | None = None) -> None:
         """As [`L4PTeacher.check_student`]."""

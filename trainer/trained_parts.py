@@ -27,6 +27,13 @@ def freeze_untrained_parts(model: PreTrainedModel, trainable: list[str]) -> None
         for module in modules:
             if module is not None:
                 module.requires_grad_(name in trainable)
+    # What stands behind the hidden state that is projected gets no gradient. FSDP2 cannot resume an optimizer whose
+    # parameters have none.
+    tower, layer = model.model.vision_tower, model.config.hidden_state_index(model.config.vision_feature_layer)
+    behind = [*tower.encoder.layers[layer:]] if hasattr(tower, "encoder") else []
+    for module in [*behind, getattr(tower, "post_layernorm", None), getattr(tower, "head", None)]:
+        if module is not None:
+            module.requires_grad_(False)
 
 
 def llm_lora_config(args: "P4DConfig", geometry_fusion: str = "none") -> LoraConfig:

@@ -167,8 +167,37 @@ def test_a_run_without_decoder_or_teacher_is_named(folder, run_perceive, tmp_pat
     (copy / "run.json").unlink()
     with pytest.raises(SystemExit, match="plain does not tell its teacher.*--teacher"):
         run_perceive(model=copy)
+    with pytest.raises(SystemExit, match="no teacher .*nowhere: give the one"):
+        run_perceive("--teacher", tmp_path / "nowhere", model=copy)
     out, _ = run_perceive("--teacher", folder / "teacher", model=copy)
     assert sorted(file.name for file in out.iterdir()) == FILES
+
+
+def test_a_model_that_fuses_the_teachers_latents_needs_them_to_perceive(folder, run_perceive, tmp_path):
+    options = {"geometry_fusion": "positional", "geometry_hidden_size": 24}
+    fused = AutoModelForImageTextToText.from_pretrained(folder / "run", trust_remote_code=True, **options)
+    with torch.no_grad():
+        torch.nn.init.normal_(fused.model.geometry_encoding.weight)
+    fused.save_pretrained(tmp_path / "fused")
+    for file in (folder / "run").iterdir():
+        if not (tmp_path / "fused" / file.name).exists():
+            (tmp_path / "fused" / file.name).symlink_to(file)
+
+    processor = AutoProcessor.from_pretrained(folder / "run", trust_remote_code=True)
+    decoder = PerceptionDecoder.from_pretrained(folder / "run", subfolder="perception_decoder")
+    heads = L4PTeacher(L4PModel.from_pretrained(folder / "teacher"))
+    inputs = inputs_of(folder, processor, WINDOW)
+    frames = inputs.pop("unmarked_pixel_values_videos")
+    with pytest.raises(ValueError, match=r"geometry_fusion is 'positional'.*no video_geometry.*heads.perceive\(frames"):
+        perceive(fused, decoder, heads, inputs)
+    seen = heads.perceive(frames, processor.video_processor.image_mean, processor.video_processor.image_std, signals=())
+    _, signals = perceive(fused, decoder, heads, {**inputs, "video_geometry": seen.latents[:, -1]})
+
+    out, _ = run_perceive("--region", "obj_1:10,20,60,60", model=tmp_path / "fused")
+    depth = load_file(out / "signals.safetensors")["depth"]
+    torch.testing.assert_close(depth, signals["depth"][0])
+    out, _ = run_perceive("--region", "obj_1:10,20,60,60")
+    assert not torch.allclose(depth, load_file(out / "signals.safetensors")["depth"])
 
 
 def test_another_teachers_heads_are_refused(folder, run_perceive, tmp_path):

@@ -302,6 +302,15 @@ def test_exported_vision_equals_the_model_for_any_number_of_frames(folder, model
         torch.testing.assert_close(tokens.flatten(0, 1), expected, atol=1e-5, rtol=0)
 
 
+def test_export_of_a_model_that_needs_a_teachers_latents_is_refused(folder, tmp_path, run_example):
+    options = {"geometry_fusion": "concat", "geometry_hidden_size": 6}
+    fused = AutoModelForImageTextToText.from_pretrained(folder / "model", **options)
+    fused.save_pretrained(tmp_path / "fused")
+    with pytest.raises(ValueError, match="geometry_fusion is 'concat'.*no such input.*geometry_fusion='none'"):
+        run_example("export_vision.py", "--model", tmp_path / "fused", "--output", tmp_path / "vision.pt2")
+    assert not (tmp_path / "vision.pt2").exists()
+
+
 # --- the page ------------------------------------------------------------------------------------------------------
 
 

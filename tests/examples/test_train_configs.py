@@ -242,6 +242,31 @@ def test_lora_on_messages_with_time_marks_trains_and_goes_on(path):
     assert [entry["step"] for entry in resumed["log"] if "loss_ld" in entry] == [1, 2, 3]
 
 
+def test_latents_alone_are_distilled_from_a_cache_and_nothing_else_is_read(path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "home" / "datasets")
+    source = ["--teacher", path / "teacher", "--model", path / "small", "--data", path / "talk.jsonl"]
+    source += ["--depth-scale", "metric"]
+    checked(run_example("cache_teacher.py", *source, "--output", path / "cache", "--num-workers", 0))
+    (shard,) = (path / "cache").glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    for name, entry in json.loads(content[8:start]).items():
+        if name.endswith((".depth", ".flow", ".motion", ".camray")):
+            content[start + entry["data_offsets"][0]] ^= 1  # whoever reads this stops
+    shard.write_bytes(content)
+    options = ["--teacher", path / "teacher", "--teacher_cache", path / "cache", "--max_steps", 1]
+    run_here(monkeypatch, small_run(path, "latents", *options, "--signals", "none"))
+    (step,) = (e for e in json.loads((path / "latents" / "run.json").read_text())["log"] if "loss_ld" in e)
+    assert step["loss_ld"] > 0 and "loss_ed" not in step and "loss_depth" not in step
+    with pytest.raises(ValueError, match="depth of entry"):
+        run_here(monkeypatch, small_run(path, "depth", *options, "--signals", "depth"))
+
+    # World4D's test clips are perceived at the end: that the cache lacks them is told before the first step
+    with pytest.raises(SystemExit, match="leave out the comparison with --perception_clips 0"):
+        run_here(monkeypatch, small_run(path, "clips", *options, "--data", path / "world4d"))
+    assert not list((path / "clips").glob("checkpoint-*"))
+
+
 def test_tpe_and_whole_packed_rows_train_with_an_evaluation(path):
     options = ["--time_cue", "tpe", "--packed", "true", "--max_steps", 2, "--eval_split", "train"]
     options += ["--eval_strategy", "steps", "--eval_steps", 2, "--attn_implementation", "eager"]

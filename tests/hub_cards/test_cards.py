@@ -2,7 +2,7 @@ import copy
 import os
 
 import pytest
-from huggingface_hub import DatasetCard, ModelCard, RepoCard
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 
 from hub_cards import dataset_card, metric_card, model_card, write_card
 from metrics_rgpt4d.r4d_bench import r4d_bench
@@ -70,11 +70,15 @@ def world4d():
 
 METRIC = {
     "title": "R4D-Bench accuracy",
-    "summary": "Region-level 4D questions.",
+    "look": {"emoji": "🎯", "colorFrom": "blue", "colorTo": "green"},
+    "text": "What to know.",
+    "summary": "Region-level 4D questions: nine categories.",
     "load": "user/r4d_bench",
+    "inputs": ["predictions", "references"],
     "arguments": r4d_bench._KWARGS_DESCRIPTION,
     "interval_method": r4d_bench.INTERVAL_METHOD,
     "columns": r4d_bench.CATEGORIES,
+    "citation": "A paper.",
 }
 
 
@@ -190,9 +194,13 @@ def test_dataset_card_refuses_counts_that_disagree_and_missing_fields(world4d):
 
 def test_metric_card_survives_saving_and_loading(tmp_path):
     card = metric_card(METRIC)
-    loaded = RepoCard.load(write_card(card, tmp_path), repo_type="space")
-    assert loaded.content == card.content and loaded.data.sdk == "gradio" and "metric" in loaded.data.tags
-    assert "| `FP` | False Positives |" in loaded.text and "return_items" in loaded.text
+    loaded = SpaceCard.load(write_card(card, tmp_path))
+    assert loaded.content == card.content and loaded.data.to_dict() == card.data.to_dict()
+    assert loaded.data.sdk == "gradio" and "metric" in loaded.data.tags and loaded.data.license == "apache-2.0"
+    assert loaded.data.get("emoji") == "🎯" and loaded.data.get("description") == METRIC["summary"]
+    assert "| `FP` | False Positives |" in loaded.text and "return_items" in loaded.text and "A paper." in loaded.text
+    assert "metric.compute(predictions=predictions, references=references)" in loaded.text
+    assert "| column |" not in metric_card(METRIC | {"columns": {}}).text
     with pytest.raises(ValueError, match="lacks 'load'"):
         metric_card({k: v for k, v in METRIC.items() if k != "load"})
 

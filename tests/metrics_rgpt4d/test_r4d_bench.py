@@ -3,17 +3,10 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from scipy.stats import binomtest
 
 from metrics_rgpt4d import R4DBench
-from metrics_rgpt4d.r4d_bench.r4d_bench import (
-    CATEGORIES,
-    COLUMNS,
-    correct_letters,
-    macro_interval,
-    score,
-    wilson_interval,
-)
+from metrics_rgpt4d.choice_scoring import correct_letters
+from metrics_rgpt4d.r4d_bench.r4d_bench import CATEGORIES, COLUMNS, score
 
 METRIC_FOLDER = Path(__file__).parents[2] / "metrics_rgpt4d" / "r4d_bench"
 
@@ -132,17 +125,21 @@ def test_same_input_gives_same_output_in_any_order(mixed):
     assert json.dumps(turned, sort_keys=True) == json.dumps(results, sort_keys=True)
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 24), (1, 24), (11, 24), (24, 24), (655, 1419), (1, 1)])
-def test_wilson_interval_equals_scipy(correct, n):
-    expected = binomtest(correct, n).proportion_ci(method="wilson")
-    assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_macro_interval_of_one_category_is_its_own():
-    assert macro_interval([(11, 24)]) == pytest.approx(wilson_interval(11, 24))
-    low, high = macro_interval([(50, 100)] * 4)
-    one_low, one_high = wilson_interval(50, 100)
-    assert high - low == pytest.approx((one_high - one_low) / 2)  # four times the items: half the width
+def test_static_and_dynamic_by_source_are_another_partition():
+    references = [
+        item(1, "Spatial Relation") | {"benchmark": "stibench"},  # static by both
+        item(2, "Speed & Acceleration") | {"benchmark": "stibench"},  # static by source alone
+        item(3, "Counting") | {"benchmark": "vlm4d"},
+        item(4, "Counting") | {"benchmark": "world4d"},
+        item(5, "TimeBench") | {"benchmark": "vlm4d"},  # in no column, so of no source either
+    ]
+    results = score(["A", "A", "B", "A", "A"], references)
+    assert results["n"]["Sta"] == 1 and results["n"]["Dyn"] == 3
+    by_source = results["by_source"]
+    assert (by_source["Sta"]["n"], by_source["Sta"]["accuracy"]) == (2, 100.0)
+    assert (by_source["Dyn"]["n"], by_source["Dyn"]["accuracy"], by_source["Dyn"]["letter"]["correct"]) == (1, 0.0, 0)
+    assert by_source["unknown"] == 1
+    assert score(["A"], [item(1)])["by_source"] is None
 
 
 @pytest.mark.parametrize(

@@ -524,6 +524,23 @@ def test_a_changed_config_does_not_go_back_into_the_kept_files(tmp_path):
         convert_to_nvila(tmp_path / "ours", tmp_path / "back")
 
 
+@pytest.mark.parametrize("fusion", ["concat", "positional"])
+def test_a_model_that_needs_a_teachers_latents_does_not_go_back(tmp_path, fusion):
+    convert_nvila(Parts().save(tmp_path / "source"), tmp_path / "ours")
+    options = {"geometry_fusion": fusion, "geometry_hidden_size": 6}
+    fused = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", **options)
+    fused.save_pretrained(tmp_path / "fused")
+    AutoProcessor.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "fused")
+    with pytest.raises(SystemExit, match=f"error: .*fused: geometry_fusion is '{fusion}'.*geometry_fusion='none'"):
+        main(["--to-nvila", str(tmp_path / "fused"), str(tmp_path / "back")])
+    assert not (tmp_path / "back").exists()
+
+    # what the message advises
+    type(fused).from_pretrained(tmp_path / "fused", geometry_fusion="none").save_pretrained(tmp_path / "without")
+    AutoProcessor.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "without")
+    convert_to_nvila(tmp_path / "without", tmp_path / "back")
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 

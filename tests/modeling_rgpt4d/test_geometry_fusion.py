@@ -332,6 +332,19 @@ def test_missing_geometry_is_an_error(model):
         model.generate(**video_sample(0), max_new_tokens=1)
 
 
+def test_geometry_without_a_video_is_an_error(model):
+    sample = video_sample(0)
+    only_text = {"input_ids": torch.full((1, 3), 5), "video_geometry": latents(0)}
+    encoded = model.get_video_features(**{k: v for k, v in sample_with_geometry(0).items() if "video" in k})
+    again = {"input_ids": sample["input_ids"], "mm_encoder_outputs": {"video": encoded}, "video_geometry": latents(0)}
+    for inputs in (only_text, again):
+        with pytest.raises(ValueError, match="video_geometry goes with pixel_values_videos"):
+            model(**inputs)
+        for fast in (False, True):
+            with pytest.raises(ValueError, match="video_geometry goes with pixel_values_videos"):
+                model.generate(**inputs, max_new_tokens=1, fast=fast)
+
+
 def test_superfluous_geometry_is_an_error():
     plain = tiny_model()
     with pytest.raises(ValueError, match="leave it out"):

@@ -6,7 +6,7 @@ from torch import Tensor
 from modeling_rgpt4d.configuration_l4p import L4PConfig
 from modeling_rgpt4d.convert_l4p import SIGNAL_OF_TASK, rename
 from modeling_rgpt4d.l4p_windows import perceive_video, window_starts
-from modeling_rgpt4d.modeling_l4p import L4PModel
+from modeling_rgpt4d.modeling_l4p import L4PModel, sinusoidal_positions
 
 
 def config_of(case: dict) -> L4PConfig:
@@ -29,9 +29,12 @@ def config_of(case: dict) -> L4PConfig:
 
 
 def load_model(case: dict, state_dict: dict[str, Tensor]) -> L4PModel:
-    model = L4PModel(config_of(case)).eval()
+    with torch.device("meta"):
+        model = L4PModel(config_of(case)).eval()
     tensors, _ = rename(state_dict, model.config.num_hidden_layers)
-    model.load_state_dict(tensors, strict=True)
+    model.load_state_dict(tensors, strict=True, assign=True)  # no second copy of the 5 GB of the released size
+    encoder = model.encoder
+    encoder.position_embeddings = sinusoidal_positions(encoder.patch_embeddings.num_patches, model.config.hidden_size)
     return model
 
 

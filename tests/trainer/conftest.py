@@ -17,7 +17,7 @@ from trainer import L4PTeacher
 NUM_FRAMES = 4
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(tiny_tokenizer):
     """Call it for a fresh model of 32 wide, 2 layers, frames of 28 px and 2 x 2 tokens, always with the same weights."""
 

@@ -1,4 +1,5 @@
 import pytest
+from trl import TrlParser
 
 from trainer import P4DConfig
 
@@ -26,10 +27,22 @@ def test_signal_weights_keep_to_the_chosen_signals(tmp_path):
     assert list(config.signal_weights) == ["depth", "flow"]
 
 
+def test_none_on_a_command_line_is_an_empty_list(tmp_path):
+    given = ["--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    for options, expected in (
+        ([], (["projector", "llm"], ["depth", "flow", "motion", "camray"])),
+        (["--signals", "none"], (["projector", "llm"], [])),
+        (["--trainable", "none", "--signals", "flow"], ([], ["flow"])),
+    ):
+        (config,) = TrlParser(P4DConfig).parse_args_and_config([*given, *options])
+        assert (config.trainable, config.signals) == expected
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
         ({"signals": ["normals"]}, "normals"),
+        ({"signals": ["none", "depth"]}, "none"),
         ({"trainable": ["head"]}, "head"),
         ({"max_length": 512}, "lose frames"),
         ({"alpha": -1.0}, "alpha"),

@@ -9,7 +9,7 @@ from torch.utils.data import SequentialSampler
 
 from modeling_rgpt4d import RGPT4DForConditionalGeneration
 from modeling_rgpt4d.perception_decoder import PerceptionDecoder
-from trainer import GroundTruthTeacher, P4DCollator, P4DConfig, P4DTrainer, PerceptionPictures
+from trainer import GroundTruthTeacher, L4PTeacher, P4DCollator, P4DConfig, P4DTrainer, PerceptionPictures
 from trainer.losses import explicit_distillation_loss, latent_distillation_loss
 
 NUM_FRAMES = 4
@@ -444,6 +444,17 @@ def test_pictures_are_drawn_at_the_chosen_steps(make_trainer, teacher, rows, tmp
     assert names == ["perception_step_000000.png", "perception_step_000002.png"]
     with pytest.raises(ValueError, match="needs a trainer with a teacher"):
         PerceptionPictures(make_trainer(), rows[0], [0], tmp_path)
+
+
+def test_signals_that_are_not_distilled_can_be_watched(make_trainer, teacher, l4p, rows, tmp_path):
+    trainer = make_trainer(teacher, signals=[])
+    _, student, targets = trainer.perceive([rows[0]])
+    assert list(student) == list(targets.signals) == ["depth", "flow", "motion", "camray"]
+    assert all(
+        values.isfinite().all() and values.shape == targets.signals[name].shape for name, values in student.items()
+    )
+    with pytest.raises(ValueError, match="gives no signals"):
+        PerceptionPictures(make_trainer(L4PTeacher(l4p, signals=()), signals=[]), rows[0], [0], tmp_path)
 
 
 def test_evaluation_reports_every_term_and_trains_nothing(make_trainer, teacher, rows):

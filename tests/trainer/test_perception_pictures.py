@@ -147,7 +147,7 @@ class TrainerOfLongVideos:
     """What `PerceptionPictures` needs of a trainer, for videos of several windows."""
 
     def __init__(self, processor, teacher):
-        self.processing_class, self.teacher = processor, teacher
+        self.processing_class, self.teacher, self.perception_decoder = processor, teacher, object()
         self.collate = P4DCollator(processor, num_frames=6)
 
     def perceive(self, rows):

@@ -1,0 +1,1 @@
+../../trainer/signal_errors.py

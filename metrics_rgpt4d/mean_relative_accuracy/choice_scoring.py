@@ -1,0 +1,1 @@
+../choice_scoring.py
