@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from PIL import Image
@@ -36,6 +36,7 @@ VIDEOS, TEXTS, IMAGES = (0, 1, 2, 3), (4, 5), (6, 7)
 
 # Settings of a run by one process. Two have half of `per_device_train_batch_size`, so that rows go first to one, then to the other.
 CASES = {
+    "lora": {"order": [0, 1, 4, 5, 6, 7, 2, 3], "llm_lora": True, "trainable": ["projector", "llm"]},
     "videos": {"order": [0, 1, 2, 3, 1, 0, 3, 2]},
     "one process has text alone": {"order": [0, 1, 4, 5, 5, 4, 2, 3]},
     "one process has an image alone": {"order": [0, 4, 6, 5, 7, 4, 2, 3]},
@@ -45,7 +46,6 @@ CASES = {
     "checkpointed": {"order": [0, 1, 4, 5, 6, 7, 2, 3], "gradient_checkpointing": True},
     "frozen tower": {"order": [0, 1, 4, 5, 6, 7, 2, 3], "trainable": ["projector", "llm"]},
     "truth": {"order": [0, 1, 4, 5, 6, 7, 2, 3], "truth": True},
-    "lora": {"order": [0, 1, 4, 5, 6, 7, 2, 3], "llm_lora": True, "trainable": ["projector", "llm"]},
 }
 
 
@@ -100,7 +100,7 @@ def make_trainer(folder: Path, output_dir: Path, case: dict, num_processes: int,
     )
 
 
-def run_case(folder: Path, output_dir: Path, case: dict, num_processes: int, resume: str | None = None, **settings):
+def run_case(folder: Path, output_dir: Path, case: dict, num_processes: int, resume=None, **settings) -> P4DTrainer:
     trainer = make_trainer(folder, output_dir, case, num_processes, **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
@@ -110,14 +110,26 @@ def run_case(folder: Path, output_dir: Path, case: dict, num_processes: int, res
 
 
 def main(folder: Path, kind: str, names: list[str]) -> None:
-    settings = {"use_cpu": True}
     if kind != "ddp":
         # accelerate 1.15 spreads weights over GPUs alone; told to use a CPU, it takes DDP instead without a word
         PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
-        settings = {"accelerator_config": {"use_configured_state": True}}
-    for name in names:
-        trainer = run_case(folder, folder / kind / name, CASES[name], 2, **settings)
+
+    def run(output_dir: Path, case: dict, **settings) -> None:
+        if kind == "ddp":
+            settings["use_cpu"] = True
+        else:
+            settings["accelerator_config"] = {"use_configured_state": True}
+            AcceleratorState._reset_state()
+        trainer = run_case(folder, output_dir, case, 2, **settings)
         assert trainer.accelerator.num_processes == 2 and is_sharded(trainer.model_wrapped) == (kind != "ddp")
+
+    for name in names:
+        run(folder / kind / name, CASES[name], save_strategy="steps", save_steps=1)
+    # Adam has states to go on with, where SGD has none
+    name, case = names[-1], {**CASES[names[-1]], "optim": "adamw_torch", "learning_rate": 1e-3}
+    unbroken, resumed = folder / kind / "unbroken", folder / kind / "resumed"
+    run(unbroken, case, save_strategy="steps", save_steps=1)
+    run(resumed, case, resume=str(unbroken / "checkpoint-1"))
     torch.distributed.destroy_process_group()
 
 
@@ -185,11 +197,6 @@ def run_alone(folder):
     return run
 
 
-@pytest.fixture(scope="module")
-def ddp(folder):
-    return launch(folder, "ddp", list(CASES))
-
-
 def check_equal(found: Path, expected: Path, rtol: float = 1e-4) -> None:
     """Losses, gradient norms and counts of each step, and the trained weights, of two runs."""
     logs = [json.loads((run / "log.json").read_text()) for run in (found, expected)]
@@ -209,9 +216,18 @@ def check_equal(found: Path, expected: Path, rtol: float = 1e-4) -> None:
             torch.testing.assert_close(weights[name], wanted[name], rtol=rtol, atol=1e-6, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
+@pytest.fixture(scope="module")
+def ddp(folder):
+    return launch(folder, "ddp", list(CASES))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_copies_train_as_one_process_does(ddp, run_alone, name):
     check_equal(ddp / name, run_alone(name))
+
+
+def test_two_copies_resume_as_the_unbroken_run(ddp):
+    check_equal(ddp / "resumed", ddp / "unbroken", rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +236,27 @@ def fsdp2(folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_spread_weights_train_as_one_process_does(fsdp2, run_alone, name):
+def test_weights_spread_by_fsdp2_train_as_one_process_does(fsdp2, run_alone, name):
     check_equal(fsdp2 / name, run_alone(name))
 
 
-@pytest.mark.parametrize("name", ["one process has text alone", "one process has an image alone", "accumulated"])
-def test_zero3_trains_as_one_process_does(folder, run_alone, name):
+def test_fsdp2_resumes_as_the_unbroken_run(fsdp2):
+    check_equal(fsdp2 / "resumed", fsdp2 / "unbroken", rtol=0)
+
+
+@pytest.fixture(scope="module")
+def zero3(folder):
     pytest.importorskip("deepspeed", reason="needs deepspeed: pip install deepspeed")
-    check_equal(launch(folder, "zero3", [name]) / name, run_alone(name))
+    return launch(folder, "zero3", list(CASES))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_spread_by_zero3_train_as_one_process_does(zero3, run_alone, name):
+    check_equal(zero3 / name, run_alone(name))
+
+
+def test_zero3_resumes_as_the_unbroken_run(zero3):
+    check_equal(zero3 / "resumed", zero3 / "unbroken", rtol=0)
 
 
 if __name__ == "__main__":

@@ -367,6 +367,32 @@ def test_gradient_norms_do_not_change_the_training(make_trainer, teacher):
         torch.testing.assert_close(weights(never)[name], value, rtol=0, atol=0)
 
 
+def test_compiled_layers_train_as_plain_ones(make_trainer, l4p, monkeypatch):
+    compiled = []
+
+    def compile_traced(self):  # traced as on a GPU, but not translated for this processor, which takes a minute
+        compiled.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_traced)
+    plain = make_trainer(L4PTeacher(l4p), gradient_checkpointing=True)
+    plain_decoder = plain.perception_decoder.state_dict()
+    plain_decoder = {name: value.clone() for name, value in plain_decoder.items()}
+    plain.train()
+    assert not compiled
+    fast = make_trainer(L4PTeacher(l4p), gradient_checkpointing=True, compile_layers=True)
+    assert {name: compiled.count(name) for name in set(compiled)} == {
+        "SiglipEncoderLayer": 2,
+        "Qwen2DecoderLayer": 2,
+        "VideoMAELayer": 4,
+        "L4PHead": 4,
+    }
+    fast.perception_decoder.load_state_dict(plain_decoder)
+    fast.train()
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(fast)[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_packed_rows_train_as_padded_ones(make_trainer, teacher, processor):
     padded, packed = make_trainer(teacher, max_steps=1), make_trainer(teacher, max_steps=1)
     packed.data_collator = RowCollator(P4DCollator(processor, NUM_FRAMES, packed=True))
