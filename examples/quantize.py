@@ -15,8 +15,8 @@ import torch
 from generate import parse_region
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-# They hold a small part of the weights, and everything that the language model sees passes through the first two
-NOT_QUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+# They hold a small part of the weights, and everything that the language model sees passes through the others than the head
+NOT_QUANTIZED = ["model.vision_tower", "model.geometry_encoding", "model.multi_modal_projector", "lm_head"]
 
 
 def quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:

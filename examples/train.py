@@ -62,7 +62,7 @@ TRAINING_SETTINGS = (
 # What does not: they say what the machine is, and how the estimate is made.
 ESTIMATE_ONLY = ("dry_run", "gpu_memory_gb", "matrix_tflops", "sharding", "text_tokens", "answer_tokens")
 # QLoRA: the language model's linear layers alone are quantised, for the other parts are trained or small.
-NOT_QUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+NOT_QUANTIZED = ["model.vision_tower", "model.geometry_encoding", "model.multi_modal_projector", "lm_head"]
 FAR_TOO_BIG = 1.25  # times the GPU's memory: the estimate is not so wrong, and the run stops before it loads anything
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

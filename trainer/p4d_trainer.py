@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 from trl.models.utils import _ForwardRedirection
 
@@ -26,7 +27,7 @@ from .sharded_modules import (
 )
 from .teacher_cache import CachedTeacher
 from .teachers import PerceptionTargets, Teacher
-from .trained_parts import freeze_untrained_parts, llm_lora_config
+from .trained_parts import freeze_untrained_parts, llm_lora_config, train_whole_parts_in_float32
 
 DECODER_FOLDER = "perception_decoder"
 
@@ -89,8 +90,14 @@ class P4DTrainer(SFTTrainer):
             kwargs["peft_config"] = llm_lora_config(args, of_model.geometry_fusion)
         super().__init__(model, args, **kwargs)
         core = self._core(self.model)
+        if is_deepspeed_zero3_enabled():
+            # There transformers 5.24 keeps renamings that no weight of the checkpoint needed, and would save by their reverse
+            core._weight_conversions = []
         if kwargs.get("peft_config") is None:
             freeze_untrained_parts(core, args.trainable)
+        elif not self.is_deepspeed_enabled and (args.bf16 or core.dtype == torch.float32):
+            # DeepSpeed's engine wants one dtype, and keeps float32 copies itself; without autocast all want one dtype
+            train_whole_parts_in_float32(self.model)
         self.teacher = teacher
         self.perception_decoder: PerceptionDecoder | None = None
         self._redirect = _ForwardRedirection()

@@ -52,3 +52,14 @@ def llm_lora_config(args: "P4DConfig", geometry_fusion: str = "none") -> LoraCon
         modules_to_save=[name for part, names in whole.items() if part in args.trainable for name in names] or None,
         task_type="CAUSAL_LM",
     )
+
+
+def train_whole_parts_in_float32(model: PreTrainedModel) -> None:
+    """The parts that LoRA leaves whole (`modules_to_save`) in float32, whatever the model's dtype is.
+
+    In bfloat16, steps of 1e-5 vanish in weights of 0.02. LoRA's own weights start at zero and are as PEFT and TRL made them: TRL 1.16
+    casts all that is trained in a quantised model to bfloat16.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".modules_to_save." in name:
+            parameter.data = parameter.data.float()

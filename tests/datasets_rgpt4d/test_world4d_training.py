@@ -70,4 +70,6 @@ def test_missing_clip_is_unusable(folder, tmp_path):
     builder = World4DTraining(location=str(copy), skip_unusable=True, cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare()
     assert len(builder.unusable) > 1
-    assert {(one.reason, one.detail) for one in builder.unusable} == {("the video is missing", f"videos/train/{gone.name}")}
+    assert {(one.reason, one.detail) for one in builder.unusable} == {
+        ("the video is missing", f"videos/train/{gone.name}")
+    }

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 
 from trainer import P4DCollator
 
@@ -48,6 +49,24 @@ def test_collator_asks_for_targets_window_by_window(processor, rows):
     assert asked == expected
     assert batch["perception_targets"]["depth"].shape == (6, 1, 3, 1, 1)
     torch.testing.assert_close(batch["perception_targets"]["depth"][5].flatten(), torch.tensor([2.0, 3, 5]) / 4 + 20)
+
+
+@pytest.mark.parametrize("kind", ["video", "video_url"])
+def test_collator_asks_for_targets_of_videos_by_path_and_by_url(processor, rows, tmp_path, kind):
+    for index, frame in enumerate(rows[0]["messages"][0]["content"][0]["video"]):
+        Image.fromarray(frame).save(tmp_path / f"{index}.png")
+    where = {"video": str(tmp_path)} if kind == "video" else {"video_url": {"url": str(tmp_path)}}
+    content = [{"type": kind, **where, "fps": 2.0}, {"type": "text", "text": "Which way?"}]
+    row = {"id": "7", "messages": [{"role": "user", "content": content}, rows[0]["messages"][1]]}
+    asked = []
+
+    def targets(row, video, seconds):
+        asked.append((row["id"], video["type"]))
+        return {"depth": seconds}
+
+    batch = P4DCollator(processor, num_frames=4, targets=targets)([row, rows[2]])
+    assert asked == [("7", kind), ("2", "video")]
+    assert batch["perception_targets"]["depth"].shape == (2, 4)
 
 
 def test_collator_asks_for_no_targets_of_windows_that_are_not_there(processor, rows):

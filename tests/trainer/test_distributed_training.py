@@ -32,9 +32,10 @@ from trainer.sharded_modules import is_sharded
 NUM_FRAMES = 4
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
 PATIENCE = 120  # seconds after which processes that wait for each other are ended
-VIDEOS, TEXTS, IMAGES = (0, 1, 2, 3), (4, 5), (6, 7)
+COUNTED_ANEW = ("num_tokens",)  # by TRL 1.16 after a resumption
 
-# Settings of a run by one process. Two have half of `per_device_train_batch_size`, so that rows go first to one, then to the other.
+# Settings of a run by one process. Of two, each has half of `per_device_train_batch_size`: rows go first to one, then to the other.
+# Rows 0 to 3 have a video, 4 and 5 text alone, 6 and 7 an image, 8 a video that is too short for the teacher.
 CASES = {
     "lora": {"order": [0, 1, 4, 5, 6, 7, 2, 3], "llm_lora": True, "trainable": ["projector", "llm"]},
     "videos": {"order": [0, 1, 2, 3, 1, 0, 3, 2]},
@@ -119,7 +120,8 @@ def main(folder: Path, kind: str, names: list[str]) -> None:
             settings["use_cpu"] = True
         else:
             settings["accelerator_config"] = {"use_configured_state": True}
-            AcceleratorState._reset_state()
+        if kind == "zero3":
+            AcceleratorState._reset_state()  # it holds DeepSpeed's settings of the run before
         trainer = run_case(folder, output_dir, case, 2, **settings)
         assert trainer.accelerator.num_processes == 2 and is_sharded(trainer.model_wrapped) == (kind != "ddp")
 
@@ -197,7 +199,7 @@ def run_alone(folder):
     return run
 
 
-def check_equal(found: Path, expected: Path, rtol: float = 1e-4) -> None:
+def check_equal(found: Path, expected: Path, rtol: float = 1e-4, leave_out: tuple[str, ...] = ()) -> None:
     """Losses, gradient norms and counts of each step, and the trained weights, of two runs."""
     logs = [json.loads((run / "log.json").read_text()) for run in (found, expected)]
     ours, theirs = ([entry for entry in log if "loss" in entry] for log in logs)
@@ -205,10 +207,10 @@ def check_equal(found: Path, expected: Path, rtol: float = 1e-4) -> None:
     for our, their in zip(ours, theirs, strict=True):
         names = {name for name in their if not name.startswith("grad_norm_")}
         assert {name for name in our if not name.startswith("grad_norm_")} == names
-        for name in names - {"epoch"}:
+        for name in names - {"epoch", *leave_out}:
             assert our[name] == pytest.approx(their[name], rel=rtol), name
-    files = [file.relative_to(expected) for file in expected.rglob("*.safetensors")]
-    assert Path("perception_decoder/model.safetensors") in files and len(files) == 2
+    (model,) = (file.name for file in expected.glob("*.safetensors"))
+    files = [model, "perception_decoder/model.safetensors"]
     for file in files:
         weights, wanted = load_file(found / file), load_file(expected / file)
         assert set(weights) == set(wanted)
@@ -227,7 +229,7 @@ def test_two_copies_train_as_one_process_does(ddp, run_alone, name):
 
 
 def test_two_copies_resume_as_the_unbroken_run(ddp):
-    check_equal(ddp / "resumed", ddp / "unbroken", rtol=0)
+    check_equal(ddp / "resumed", ddp / "unbroken", rtol=0, leave_out=COUNTED_ANEW)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_weights_spread_by_fsdp2_train_as_one_process_does(fsdp2, run_alone, nam
 
 
 def test_fsdp2_resumes_as_the_unbroken_run(fsdp2):
-    check_equal(fsdp2 / "resumed", fsdp2 / "unbroken", rtol=0)
+    check_equal(fsdp2 / "resumed", fsdp2 / "unbroken", rtol=0, leave_out=COUNTED_ANEW)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +258,7 @@ def test_weights_spread_by_zero3_train_as_one_process_does(zero3, run_alone, nam
 
 
 def test_zero3_resumes_as_the_unbroken_run(zero3):
-    check_equal(zero3 / "resumed", zero3 / "unbroken", rtol=0)
+    check_equal(zero3 / "resumed", zero3 / "unbroken", rtol=0, leave_out=COUNTED_ANEW)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from torch.utils.data import SequentialSampler
+from transformers import BitsAndBytesConfig
 
+from examples.train import NOT_QUANTIZED
 from modeling_rgpt4d import RGPT4DForConditionalGeneration
 from modeling_rgpt4d.perception_decoder import PerceptionDecoder
 from trainer import GroundTruthTeacher, L4PTeacher, P4DCollator, P4DConfig, P4DTrainer, PerceptionPictures
@@ -452,6 +454,70 @@ def test_lora_row_resumes_and_merges_with_its_projector(make_trainer, make_model
     with torch.no_grad():
         expected = trainer_model_logits(resumed, batch)
         torch.testing.assert_close(loaded(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion, kept", [("positional", "geometry_encoding"), ("concat", "multi_modal_projector")])
+def test_adapter_of_a_baseline_of_table_4_holds_its_projection(
+    make_trainer, make_model, teacher, tmp_path, rows, processor, fusion, kept
+):
+    config = make_model().config
+    config.geometry_fusion, config.geometry_hidden_size = fusion, teacher.latent_shape[-1]
+    base = RGPT4DForConditionalGeneration(config)
+    base.save_pretrained(tmp_path / "base")
+    settings = {
+        "trainable": ["projector", "llm"],
+        "llm_lora": True,
+        "lora_r": 2,
+        "distill_latent": False,
+        "signals": [],
+    }
+    trainer = make_trainer(teacher, model=base, **settings)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    with safe_open(tmp_path / "final" / "adapter_model.safetensors", "pt") as file:
+        whole = [key for key in file.keys() if "lora_" not in key]
+        projection = [key for key in whole if "geometry" in key]
+        assert len(projection) == 1 and kept in projection[0]
+        assert file.get_tensor(projection[0]).abs().max() > 0  # it starts at zero
+    batch = trainer._prepare_inputs(P4DCollator(processor, NUM_FRAMES)(rows[:4]))
+    trainer._ask_teacher(trainer._core(trainer.model), batch)
+    assert batch["video_geometry"].shape[0] == 2
+    loaded = RGPT4DForConditionalGeneration.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(loaded, tmp_path / "final").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, trainer_model_logits(trainer, batch))
+
+
+def test_quantised_language_model_trains_by_lora(make_trainer, make_model, teacher, tmp_path):
+    pytest.importorskip("bitsandbytes", reason='the extra "quantize" is not installed')
+    make_model().save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=NOT_QUANTIZED)
+    model = RGPT4DForConditionalGeneration.from_pretrained(
+        tmp_path / "base", quantization_config=quantization, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    quantised = {name for name, value in model.named_parameters() if value.dtype == torch.uint8}
+    assert quantised and all("language_model.layers" in name for name in quantised)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    settings = {"trainable": ["projector", "llm"], "llm_lora": True, "lora_r": 2, "lora_dropout": 0.0}
+    trainer = make_trainer(teacher, model=model, **settings)
+    trainer.train()
+    assert all(loss > 0 for loss in logged(trainer, "loss_ld")) and len(logged(trainer, "loss")) == 2
+    after = weights(trainer)
+    assert {value.dtype for name, value in after.items() if "modules_to_save" in name} == {torch.float32}
+    assert any("lora_B" in name and value.abs().max() > 0 for name, value in after.items())
+    for name, value in trainer._core(trainer.model).named_parameters():
+        if name.replace(".base_layer", "") in quantised:
+            assert torch.equal(value, before[name.replace(".base_layer", "")]), name
+
+
+def test_projector_beside_lora_learns_in_float32(make_trainer, make_model, teacher):
+    settings = {"trainable": ["projector", "llm"], "llm_lora": True, "lora_r": 2, "max_steps": 1, "bf16": True}
+    trainer = make_trainer(teacher, model=make_model().bfloat16(), **settings)
+    dtypes = {name: value.dtype for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert {dtype for name, dtype in dtypes.items() if "modules_to_save" in name} == {torch.float32}
+    assert any("modules_to_save" in name for name in dtypes)
+    trainer.train()
+    assert logged(trainer, "loss_ld")[0] > 0
 
 
 def trainer_model_logits(trainer, batch):
