@@ -180,7 +180,8 @@ def main() -> None:
         steps.run(
             f"eval-{kind}-{run_name}",
             f"Answer the test questions ({kind.upper()})",
-            example("run_eval.py", "--model", folder, "--data", world4d, "--output", evaluations[kind]),
+            example("run_eval.py", "--model", folder, "--benchmarks", "world4d", "--world4d", world4d)
+            + ["--num-frames", "8", "--max-new-tokens", "96", "--batch-size", "16", "--output", str(evaluations[kind])],
             makes=evaluations[kind],
         )
     # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.

@@ -100,8 +100,8 @@ def samples(answers: dict[str, list[dict]], per_task: int = 1) -> list[dict]:
     seen, rows = {}, []
     second = {answer["id"]: answer for answer in answers["p4d"]}
     for answer in answers["sft"]:
-        seen[answer["task"]] = seen.get(answer["task"], 0) + 1
-        if seen[answer["task"]] <= per_task:
+        seen[answer["category"]] = seen.get(answer["category"], 0) + 1
+        if seen[answer["category"]] <= per_task:
             rows.append({**answer, "sft": answer["reply"], "p4d": second[answer["id"]]["reply"]})
     return rows
 
@@ -121,7 +121,7 @@ def write_report(
 ) -> None:
     """Write the report to `path`, whole or not at all. Every figure in it is read from the files of the run."""
     runs = {kind: json.loads((folder / "run.json").read_text()) for kind, folder in students.items()}
-    scores = {kind: json.loads((folder / "scores.json").read_text()) for kind, folder in evaluations.items()}
+    scores = {kind: json.loads((folder / "scores.json").read_text())["world4d"] for kind, folder in evaluations.items()}
     answers = {
         kind: [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
         for kind, folder in evaluations.items()

@@ -41,7 +41,7 @@ def read_record(folder: Path, name: str, made_by: str) -> dict:
 
 def card_record(args: argparse.Namespace) -> dict:
     run = read_record(args.run, "run.json", "examples/train.py")
-    scores = read_record(args.evaluation, "scores.json", "examples/run_eval.py")
+    scores = read_record(args.evaluation, "scores.json", "examples/run_eval.py")["world4d"]
     evaluation = read_record(args.evaluation, "settings.json", "examples/run_eval.py")
     if Path(evaluation["model"]).resolve() != args.run.resolve():
         raise SystemExit(f"{args.evaluation} evaluated {evaluation['model']}, not {args.run}.")
@@ -76,9 +76,11 @@ def card_record(args: argparse.Namespace) -> dict:
             {
                 "benchmark": "World4D test",
                 "dataset_id": "world4d",
-                "split": evaluation["split"],
+                "split": "test",
                 "revision": revision,
-                "command": "python examples/run_eval.py " + " ".join(f"--{k} {v}" for k, v in evaluation.items()),
+                "command": f"python examples/run_eval.py --model {evaluation['model']} --benchmarks world4d --world4d "
+                f"{evaluation['benchmarks']['world4d']['location']} --num-frames {evaluation['num_frames']} "
+                f"--max-new-tokens {evaluation['generation']['max_new_tokens']}",
                 "scores": scores,
             }
         ],

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -30,6 +31,7 @@ from .teachers import PerceptionTargets, Teacher
 from .trained_parts import freeze_untrained_parts, llm_lora_config, train_whole_parts_in_float32
 
 DECODER_FOLDER = "perception_decoder"
+OF_TEACHER = ("unmarked_pixel_values_videos", "perception_targets")  # what a batch carries that is not for the model
 
 
 class P4DTrainer(SFTTrainer):
@@ -186,7 +188,12 @@ class P4DTrainer(SFTTrainer):
         if times is not None and times.is_floating_point() and is_sharded(self.model_wrapped):
             # FSDP2's and DeepSpeed's mixed precision cast all float inputs; whole microseconds pass unharmed.
             inputs = {**inputs, "video_timestamps": (times.double() * 1e6).round().long()}
-        return super()._prepare_inputs(inputs)
+        if self.teacher is None or not self.is_deepspeed_enabled or "pixel_values_videos" not in inputs:
+            return super()._prepare_inputs(inputs)
+        # Trainer casts all to the dtype of DeepSpeed's engine, and would round what the teacher sees and what it is to give.
+        inputs = {"unmarked_pixel_values_videos": inputs["pixel_values_videos"], **inputs}
+        of_teacher = {name: inputs.pop(name) for name in OF_TEACHER if name in inputs}
+        return {**super()._prepare_inputs(inputs), **send_to_device(of_teacher, self.accelerator.device)}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         r"""Eq. A8. `inputs` is a batch of [`P4DCollator`]; see `trl.SFTTrainer.compute_loss` for the rest.

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from trainer import last_complete_checkpoint
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 6
 

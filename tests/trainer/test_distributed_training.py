@@ -29,6 +29,8 @@ from tests.modeling_rgpt4d.test_modeling_l4p import tiny_config
 from trainer import GroundTruthTeacher, L4PTeacher, P4DCollator, P4DConfig, P4DTrainer
 from trainer.sharded_modules import is_sharded
 
+pytestmark = pytest.mark.slow
+
 NUM_FRAMES = 4
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "accelerate"
 PATIENCE = 120  # seconds after which processes that wait for each other are ended

@@ -560,6 +560,31 @@ def test_evaluation_reports_every_term_and_trains_nothing(make_trainer, teacher,
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_teacher_gets_frames_and_targets_that_deepspeed_has_not_rounded(
+    make_trainer, teacher, rows, processor, monkeypatch, marked
+):
+    class Plugin:  # all that Trainer asks of a DeepSpeed that computes in bfloat16
+        class hf_ds_config:
+            dtype = staticmethod(lambda: torch.bfloat16)
+
+    trainer = make_trainer(teacher)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(type(trainer.accelerator.state), "deepspeed_plugin", Plugin, raising=False)
+    batch = P4DCollator(processor, NUM_FRAMES, truth_of_seconds)(rows[:4])
+    seen = batch["unmarked_pixel_values_videos"]
+    if not marked:
+        seen, _ = batch["pixel_values_videos"], batch.pop("unmarked_pixel_values_videos")
+    prepared = trainer._prepare_inputs(dict(batch))
+    assert prepared["pixel_values_videos"].dtype == torch.bfloat16
+    assert torch.equal(prepared["unmarked_pixel_values_videos"], seen)
+    assert torch.equal(prepared["perception_targets"]["depth"], batch["perception_targets"]["depth"])
+
+
+def truth_of_seconds(row, video, seconds):
+    return {"depth": seconds / 3}
+
+
 def test_missing_collator_is_named(make_model, processor, tmp_path):
     args = P4DConfig(str(tmp_path), bf16=False, use_cpu=True)
     with pytest.raises(ValueError, match="P4DCollator"):
