@@ -489,17 +489,42 @@ def test_generate_script_says_whether_a_teacher_is_needed(folder, ask):
         ask("plain", "--teacher", folder / "teacher")
 
 
-def test_evaluation_script_gives_each_video_its_latents(folder, monkeypatch):
+def test_evaluation_gives_each_video_its_latents(folder, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    script = runpy.run_path(str(EXAMPLES / "run_eval.py"))
+    script = runpy.run_path(str(EXAMPLES / "answering.py"))
+
+    def question(name):
+        content = [
+            {"type": "video", "video": str(folder / name), "regions": [REGION]},
+            {"type": "text", "text": QUESTION},
+        ]
+        return script["Question"]("clips", name, lambda: [{"role": "user", "content": content}])
+
+    def replies(names, batch_size):
+        answerer = script["ModelAnswerer"](
+            str(folder / "model"),
+            "cpu",
+            num_frames=4,
+            batch_size=batch_size,
+            max_new_tokens=8,
+            teacher=str(folder / "teacher"),
+        )
+        answers = list(answerer.answers(map(question, names)))
+        assert [answer.error for answer in answers] == [None] * len(names)
+        return [answer.reply for answer in answers]
+
+    names = ["clip.mp4", "backwards.mp4"]
+    together = replies(names, 2)
+    assert together[0] != together[1]
+    assert together == replies(names, 1)
+
+
+def test_video_too_short_for_its_geometry_ends_with_a_message(folder, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    script = runpy.run_path(str(EXAMPLES / "generate.py"))
     processor = AutoProcessor.from_pretrained(folder / "model")
     model = AutoModelForImageTextToText.from_pretrained(folder / "model").eval()
     teacher = script["load_teacher"](model, str(folder / "teacher"))
-    row = {"regions": [REGION], "question": QUESTION, "options": ["left", "right"]}
-    rows = [row | {"video": str(folder / name)} for name in ("clip.mp4", "backwards.mp4")]
-    together = script["answer"](model, processor, teacher, rows, 4, 8)
-    assert together[0] != together[1]
-    assert together == [script["answer"](model, processor, teacher, [one], 4, 8)[0] for one in rows]
     short = {"pixel_values_videos": torch.zeros(1, 4, 3, 32, 32), "video_timestamps": torch.tensor([[0, 1, 2, -1]])}
     with pytest.raises(SystemExit, match="fewer than the 4 frames"):
         script["add_geometry"](short, teacher, processor)
