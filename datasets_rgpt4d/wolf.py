@@ -22,7 +22,8 @@ class WolfQA(PublishedConversations):
     LICENSE = "cc-by-nc-sa-4.0 (nuScenes); the terms of Wolf's captions are not established"
     DESCRIPTION = "Questions and answers on Wolf's nuScenes clips, made from captions; not the paper's own."
     REMEDY = (
-        "Write the pairs as wolf_qa.jsonl, one {id, video, question, answer} a line. The videos are cuts of 5 s from the "
+        "Make wolf_qa.jsonl from captions with examples/make_wolf_questions.py, or write one {id, video, question, answer} a "
+        "line yourself. The videos are cuts of 5 s from the "
         "front camera of nuScenes (www.nuscenes.org, with an account there): put them where `video` says, beside "
         "wolf_qa.jsonl or below the folder that media= names."
     )
