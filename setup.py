@@ -27,9 +27,10 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={
         "hub_cards": ["templates/*.md"],
-        "metrics_rgpt4d": ["*/README.md"],
+        "metrics_rgpt4d": ["*/README.md", "lmms_eval_plugin/tasks/*"],
         "modeling_rgpt4d": ["PARITY.md"],
     },
+    entry_points={"lmms_eval.models": ["rgpt4d = metrics_rgpt4d.lmms_eval_plugin:manifest"]},
     install_requires=[
         "av",
         "huggingface_hub",

@@ -130,6 +130,8 @@ def parse_reply(reply: str) -> list[dict[str, str]]:
             raise ValueError("a line is no object of question and answer alone")
         if not all(isinstance(text, str) and text.strip() for text in pair.values()):
             raise ValueError("a question or an answer is no text or empty")
+        if any("\ud800" <= letter <= "\udfff" for text in pair.values() for letter in text):
+            raise ValueError("a line has half a character")  # which no file can hold
         pairs.append({name: text.strip() for name, text in pair.items()})
     if not 1 <= len(pairs) <= MAX_PAIRS:
         raise ValueError(f"there are {'no' if not pairs else f'more than {MAX_PAIRS}'} pairs")
@@ -138,11 +140,12 @@ def parse_reply(reply: str) -> list[dict[str, str]]:
 
 # ----- rules
 
-NOUNS = "|".join(sorted((noun for noun in PARTICIPANTS if noun != "driver"), key=len, reverse=True))
+# Sorted: the order of a set differs between processes, and settings.json holds a hash of the patterns.
+NOUNS = "|".join(sorted(PARTICIPANTS - {"driver"}))
 BEFORE = "|".join(
     [
         *NUMBERS,
-        *COLOURS,
+        *sorted(COLOURS),
         *"gray a an the other another several many some multiple parked oncoming traffic large small".split(),
     ]
 )
@@ -178,7 +181,7 @@ def rule_pairs(caption: str) -> list[dict[str, str]]:
 
     Only sentences that start with "The (ego) car" or "vehicle" tell how it moves, and those with a negation tell nothing.
     """
-    participants: dict[str, None] = {}
+    participants: dict[tuple[str, ...], str] = {}  # told once: "the cones" are the "two cones" of before
     pairs: dict[str, dict[str, str]] = {}
     for sentence in SENTENCE.findall(caption):
         if NEGATION.search(sentence):
@@ -186,7 +189,8 @@ def rule_pairs(caption: str) -> list[dict[str, str]]:
         for phrase in PHRASE.finditer(sentence):
             before = set(phrase["before"].lower().split()) - {"a", "an", "the"}
             if before or phrase["noun"].lower() not in ("car", "vehicle"):  # "the car" is the one that films
-                participants.setdefault(phrase[0].strip())
+                key = (*checked_words(phrase["noun"]), *sorted(before & COLOURS))
+                participants.setdefault(key, phrase[0])
         subject = EGO.match(sentence)
         if subject is None:
             continue
@@ -203,7 +207,9 @@ def rule_pairs(caption: str) -> list[dict[str, str]]:
     found = [pairs[kind] for kind in EGO_RULES if kind in pairs]
     if participants:
         question = "Which traffic participants and obstacles are in the video?"
-        found.insert(0, {"question": question, "answer": ", ".join(participants), "question_type": "participants"})
+        found.insert(
+            0, {"question": question, "answer": ", ".join(participants.values()), "question_type": "participants"}
+        )
     return found
 
 
@@ -280,8 +286,10 @@ class Endpoint:
         max_new_tokens: int = 512,
         timeout: float = 600.0,
     ):
-        import openai
-
+        try:
+            import openai
+        except ImportError:
+            raise ValueError("An endpoint needs OpenAI's client: `pip install openai`.") from None
         self.fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
         key = os.environ.get("OPENAI_API_KEY", "not needed")
         self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=retries, timeout=timeout)

@@ -1,171 +1,223 @@
-"""Pairs from captions: what is checked, what is rejected, and that an interrupted run goes on."""
-
+import copy
 import json
 
 import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from datasets_rgpt4d import WolfQA
 from datasets_rgpt4d.wolf_questions import (
-    TOPICS,
-    Clip,
-    Rejected,
-    claims,
+    LocalModel,
     make_wolf_questions,
-    parse_pair,
-    read_clips,
-    rule_pair,
+    parse_reply,
+    rule_pairs,
     unsupported,
 )
 
-CAPTION = (
-    "The ego vehicle drives along an urban street and slows down. Two white cars and 3 cones block the lane on the left. "
-    "It yields to a pedestrian, then passes the cones on the right. The sky is cloudy."
+CAPTION = "The car slows down, then turns left at the junction. Two pedestrians wait beside a grey truck."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CLIP = Clip("c1", "clips/c1.mp4", CAPTION)
+GOOD = json.dumps({"question": "Who waits?", "answer": "2 pedestrians wait beside a gray truck."})
 
 
-def reply(question="What is on the left?", answer="Two white cars."):
-    return json.dumps({"question": question, "answer": answer})
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_claims_are_numbers_colours_directions_and_participants():
-    assert claims("Two gray bikes, 3 buses and 1 child; the ego vehicle turns left.") == {
-        "2", "grey", "bicycle", "3", "bus", "child", "left",
-    }  # fmt: skip
-    assert claims("It slows down and passes them.") == set()
+@pytest.fixture
+def captions(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    clips = [{"clip_id": f"c{i}", "video": f"{i}.mp4", "caption": CAPTION} for i in range(4)]
+    path.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    return path
+
+
+class Scripted:
+    """Gives the replies of a clip in turn; `asked` has the conversations."""
+
+    settings = {"model": "scripted"}
+
+    def __init__(self, script, batch=3):
+        self.script, self.batch, self.asked = script, batch, []
+
+    def __call__(self, conversations):
+        self.asked += conversations
+        return [self.script[(len(one) - 1) // 2] for one in conversations]
 
 
 @pytest.mark.parametrize(
-    "answer, more",
+    "answer, word",
     [
-        ("Two white cars and three cones.", set()),
-        ("A car and a person.", set()),
-        ("Two vehicles.", set()),
-        ("Four cars.", {"4"}),
-        ("A red car to the left.", {"red"}),
-        ("It turns straight ahead.", {"straight", "ahead"}),
-        ("Two trucks.", {"truck"}),
+        ("Two pedestrians wait.", None),
+        ("2 pedestrians and one truck", "1"),
+        ("A pedestrian waits at the left.", None),
+        ("It goes leftwards.", None),
+        ("It turns right.", "right"),
+        ("The gray TRUCK waits.", None),
+        ("A white truck waits.", "white"),
+        ("Buses wait.", "bus"),
+        ("Two people wait.", "person"),
+        ("3 pedestrians wait.", "3"),
     ],
 )
-def test_answer_may_say_no_more_than_the_caption(answer, more):
-    assert unsupported(answer, CAPTION) == more
-
-
-def test_vehicle_needs_some_vehicle():
-    assert unsupported("A vehicle.", "The ego vehicle waits for a pedestrian.") == {"vehicle"}
+def test_unsupported_names_the_word_that_the_caption_lacks(answer, word):
+    reason = unsupported(answer, CAPTION)
+    assert reason is None if word is None else reason.endswith(f": {word}")
 
 
 @pytest.mark.parametrize(
-    "text, reason",
+    "reply",
     [
-        ("Sure! Which cars?", "no JSON object"),
-        ('{"question": "Which cars?"', "no JSON object"),
-        ('["Which cars?", "Two."]', "no JSON object"),
-        ('{"question": null, "answer": null}', "says nothing"),
-        ('{"question": "Which?", "answer": 2}', "no text"),
-        ('{"question": "Which?", "answer": " "}', "no text"),
-        (reply(answer="A bus."), "says more"),
-        (reply(question="Where is the bus?"), "says more"),
+        "",
+        "Here you are:\n" + GOOD,
+        "```json\n" + GOOD + "\n```",
+        f"[{GOOD}]",
+        '{"question": "Q?"}',
+        '{"question": "Q?", "answer": 2}',
+        '{"question": "Q?", "answer": " "}',
+        '{"question": "Q?", "answer": "\\ud800"}',
+        "\n".join([GOOD] * 6),
     ],
 )
-def test_bad_reply_is_rejected_with_its_reason(text, reason):
-    with pytest.raises(Rejected, match=reason):
-        parse_pair(text, CAPTION)
+def test_reply_that_is_not_json_lines_cannot_be_read(reply):
+    with pytest.raises(ValueError):
+        parse_reply(reply)
 
 
-def test_reply_may_stand_in_a_code_block():
-    assert parse_pair(f"Here it is:\n```json\n{reply()}\n```", CAPTION) == ("What is on the left?", "Two white cars.")
-
-
-def test_rules_answer_by_sentences_of_the_caption():
-    sentences = CAPTION.replace(". ", ".|").split("|")
-    answers = {topic: rule_pair(CLIP, topic)[1] for topic in TOPICS}
-    assert answers["participants"] == " ".join(sentences[1:3])
-    assert answers["ego_motion"] == sentences[0]
-    assert answers["interaction"] == " ".join(sentences[1:3])
-    assert all(not unsupported(" ".join(rule_pair(CLIP, topic)), CAPTION) for topic in TOPICS)
-    with pytest.raises(Rejected, match="says nothing"):
-        rule_pair(Clip("c2", "v", "The sky is cloudy."), "participants")
-
-
-def test_pairs_are_read_by_the_builder_and_counts_add_up(tmp_path):
-    def ask(prompts):
-        assert all(CAPTION in prompt for prompt in prompts)
-        return [
-            reply() if "which, how many" in prompt else reply(answer="A bus.") if "order" in prompt else "no"
-            for prompt in prompts
-        ]
-
-    report = make_wolf_questions([CLIP], tmp_path / "wolf", ask, {"made_by": "model"})
-    assert report["pairs"] == 1 and report["clips"] == 1 and report["clips_without_pair"] == 0
-    assert report["rejected"] == {
-        "the pair says more than the caption": 1,
-        "the reply is no JSON object with question and answer": 1,
+def test_rules_answer_with_spans_of_the_caption():
+    pairs = {pair["question_type"]: pair["answer"] for pair in rule_pairs(CAPTION)}
+    assert pairs == {
+        "participants": "Two pedestrians, a grey truck",
+        "speed": "The car slows down",
+        "turn": "turns left at the junction",
     }
-    rejected = [json.loads(line) for line in (tmp_path / "wolf" / "rejected.jsonl").read_text().splitlines()]
-    assert {one["id"] for one in rejected} == {"c1-ego_motion", "c1-interaction"}
-    (tmp_path / "wolf" / "clips").mkdir()
-    (tmp_path / "wolf" / "clips" / "c1.mp4").write_bytes(b"video")
-    (row,) = WolfQA.read(WolfQA.source(str(tmp_path / "wolf")))
-    assert row["id"] == "c1-participants" and row["subset"] == "participants"
-    assert row["messages"][1]["content"][0]["text"] == "Two white cars."
-
-
-def test_unreadable_reply_is_asked_for_once_more(tmp_path):
-    asked = []
-
-    def ask(prompts):
-        asked.append(len(prompts))
-        return ["no"] * len(prompts) if len(asked) == 1 else [reply()] * len(prompts)
-
-    assert make_wolf_questions([CLIP], tmp_path, ask, {})["pairs"] == 3
-    assert asked == [3, 3]
-
-
-def test_interrupted_run_goes_on_without_asking_again(tmp_path):
-    clips = [Clip(f"c{number}", f"{number}.mp4", CAPTION) for number in range(4)]
-    seen = []
-
-    def ask(prompts):
-        if len(seen) == 2:
-            raise ConnectionError("the endpoint is gone")
-        seen.append(prompts)
-        return [reply()] * len(prompts)
-
-    with pytest.raises(ConnectionError):
-        make_wolf_questions(clips, tmp_path / "cut", ask, {}, clips_at_once=1)
-    journal = tmp_path / "cut" / "clips.jsonl"
-    journal.write_text(journal.read_text() + '{"clip_id": "c2", "pa')  # as a kill leaves it
-    asked_again = []
-    make_wolf_questions(
-        clips, tmp_path / "cut", lambda prompts: asked_again.extend(prompts) or [reply()] * len(prompts), {}
-    )
-    assert len(asked_again) == 2 * len(TOPICS)
-    make_wolf_questions(clips, tmp_path / "whole", lambda prompts: [reply()] * len(prompts), {})
-    for name in ("wolf_qa.jsonl", "rejected.jsonl", "report.json"):
-        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
-
-
-def test_folder_of_other_settings_is_refused(tmp_path):
-    make_wolf_questions([CLIP], tmp_path, None, {"made_by": "rules"})
-    with pytest.raises(ValueError, match="other settings or captions"):
-        make_wolf_questions([CLIP], tmp_path, None, {"made_by": "a model"})
-    with pytest.raises(ValueError, match="other settings or captions"):
-        make_wolf_questions([Clip("c1", "clips/c1.mp4", "Another.")], tmp_path, None, {"made_by": "rules"})
+    assert all(part in CAPTION for answer in pairs.values() for part in answer.split(", "))
 
 
 @pytest.mark.parametrize(
-    "lines, message",
+    "caption",
     [
-        (['{"clip_id": "a", "video": "a.mp4"}'], "line 1.*caption"),
-        (['{"clip_id": "a", "video": "a.mp4", "caption": " "}'], "must not be empty"),
-        (['{"clip_id": "a", "video": "a.mp4", "caption": "x"}'] * 2, "line 2.*comes twice"),
-        (["nothing"], "line 1"),
-        ([""], "no clips"),
+        "The car does not stop.",
+        "The car ahead stops.",
+        "The car waits and a driver turns left.",
+        "There are no pedestrians.",
+        "Rain falls.",
     ],
 )
-def test_bad_captions_are_named(tmp_path, lines, message):
-    file = tmp_path / "captions.jsonl"
-    file.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=message):
-        read_clips(file)
+def test_rules_make_no_pair_of_what_is_denied_or_of_others(caption):
+    assert rule_pairs(caption) == []
+
+
+def test_pairs_are_read_by_wolf_qa(captions, tmp_path):
+    report = make_wolf_questions(captions, tmp_path / "out", None)
+    assert report["clips"] == 4 and report["pairs"] == 12 and report["rejected"] == {}
+    for i in range(4):
+        (tmp_path / "out" / f"{i}.mp4").write_bytes(b"video")
+    builder = WolfQA(location=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    rows = builder.as_dataset("train")
+    assert len(rows) == 12 and rows[0]["subset"] == "participants" and rows[0]["id"] == "c0-0"
+
+
+def test_clips_without_pair_are_counted(captions, tmp_path):
+    captions.write_text(json.dumps({"clip_id": "c", "video": "v", "caption": "Rain falls."}))
+    assert make_wolf_questions(captions, tmp_path / "out", None)["clips_without_pair"] == 1
+
+
+def test_reply_that_cannot_be_read_is_asked_again_once(captions, tmp_path):
+    model = Scripted(["what?", GOOD])
+    assert make_wolf_questions(captions, tmp_path / "good", model)["pairs"] == 4
+    assert len(model.asked) == 8 and model.asked[-1][1]["content"] == "what?"
+    bad = Scripted(["what?", "what?", GOOD])
+    report = make_wolf_questions(captions, tmp_path / "bad", bad)
+    assert report["pairs"] == 0 and report["rejected"] == {"the reply cannot be read": 4} and len(bad.asked) == 8
+    assert [one["reply"] for one in lines(tmp_path / "bad" / "rejected.jsonl")] == ["what?"] * 4
+
+
+def test_pair_that_the_caption_does_not_support_is_rejected_alone(captions, tmp_path):
+    wrong = json.dumps({"question": "What is there?", "answer": "A red bus."})
+    report = make_wolf_questions(captions, tmp_path / "out", Scripted([f"{wrong}\n{GOOD}\n{GOOD}"]))
+    assert report["pairs"] == 4
+    assert report["rejected"] == {
+        "a colour of the answer is not in the caption": 4,
+        "the question is there twice": 4,
+    }
+
+
+def test_failed_clips_are_asked_by_the_next_run(captions, tmp_path):
+    report = make_wolf_questions(captions, tmp_path / "out", Scripted([OSError("gone")]))
+    assert sorted(report["failed"]) == ["c0", "c1", "c2", "c3"] and report["pairs"] == 0
+    model = Scripted([GOOD])
+    report = make_wolf_questions(captions, tmp_path / "out", model)
+    assert report["failed"] == {} and report["pairs"] == 4
+    make_wolf_questions(captions, tmp_path / "out", model)
+    assert len(model.asked) == 4
+
+
+def test_cut_line_is_mended_and_its_clip_asked_again(captions, tmp_path):
+    make_wolf_questions(captions, tmp_path / "out", Scripted([GOOD]))
+    names = ("clips.jsonl", "wolf_qa.jsonl", "rejected.jsonl", "report.json")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    record = tmp_path / "out" / "clips.jsonl"
+    record.write_bytes(before["clips.jsonl"][:-20])
+    model = Scripted([GOOD])
+    make_wolf_questions(captions, tmp_path / "out", model)
+    assert len(model.asked) == 1
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == before
+
+
+def test_other_settings_are_refused(captions, tmp_path):
+    make_wolf_questions(captions, tmp_path / "out", Scripted([GOOD]))
+    with pytest.raises(ValueError, match="made_by"):
+        make_wolf_questions(captions, tmp_path / "out", None)
+    captions.write_text(captions.read_text().replace("Two", "Three"))
+    with pytest.raises(ValueError, match="captions_sha256"):
+        make_wolf_questions(captions, tmp_path / "out", Scripted([GOOD]))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"clip_id": "a"}', '{"clip_id": "c0", "video": "v", "caption": "c"}'])
+def test_captions_that_cannot_be_used_are_named(captions, tmp_path, line):
+    captions.write_text(captions.read_text() + line)
+    with pytest.raises(ValueError, match="line 5"):
+        make_wolf_questions(captions, tmp_path / "out", None)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE  # the tokenizer has none: that of 4D-RGPT is its processor's
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_garbage_of_a_local_model_is_rejected(captions, tmp_path, tiny_model):
+    report = make_wolf_questions(captions, tmp_path / "out", LocalModel(tiny_model, 3, 16))
+    assert report["pairs"] == 0 and report["rejected"] == {"the reply cannot be read": 4}
+
+
+def test_local_model_returns_the_generated_text_alone(captions, tmp_path, tiny_model, monkeypatch):
+    model = LocalModel(tiny_model, 3, 16)
+    prompts = []
+
+    def generate(input_ids, **kwargs):
+        prompts.extend(model.tokenizer.batch_decode(input_ids))
+        reply = model.tokenizer(GOOD, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        return torch.cat([input_ids, reply.expand(len(input_ids), -1)], dim=1)
+
+    monkeypatch.setattr(model.model, "generate", generate)
+    assert make_wolf_questions(captions, tmp_path / "out", model)["pairs"] == 4
+    assert len(prompts) == 4 and all(CAPTION in prompt for prompt in prompts)

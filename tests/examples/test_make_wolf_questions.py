@@ -1,92 +1,121 @@
-"""examples/make_wolf_questions.py with rules, with a small local model, and with an endpoint."""
+"""examples/make_wolf_questions.py against an endpoint of this process, killed and started again."""
 
-import copy
-import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "make_wolf_questions.py"
-CAPTION = "The ego vehicle slows down. Two white cars stand on the left. It waits for a pedestrian."
+REPLY = json.dumps({"question": "How many?", "answer": "Two pedestrians wait."})
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.hang_at, self.fail_first = [], None, 0
+        self.hanging, self.released = threading.Event(), threading.Event()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        server = self.server
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.asked.append(request)
+        if server.hang_at == len(server.asked):
+            server.hanging.set()
+            server.released.wait(60)
+            return
+        failing = len(server.asked) <= server.fail_first
+        message = {"role": "assistant", "content": REPLY}
+        content = {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+        content |= {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"]}
+        body = json.dumps({} if failing else content).encode()
+        self.send_response(500 if failing else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server():
+    pytest.importorskip("openai", reason='the extra "serve" is not installed')
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
 
 
 @pytest.fixture
 def captions(tmp_path):
-    file = tmp_path / "captions.jsonl"
-    rows = [{"clip_id": f"c{number}", "video": f"{number}.mp4", "caption": CAPTION} for number in range(3)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    path = tmp_path / "captions.jsonl"
+    clips = [{"clip_id": f"c{i}", "video": f"{i}.mp4", "caption": f"Two pedestrians wait ({i})."} for i in range(5)]
+    path.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    return path
 
 
-def run(*options):
-    done = subprocess.run([sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True, timeout=120)
+def command(captions, output, *arguments):
+    return [sys.executable, str(SCRIPT), "--captions", str(captions), "--output", str(output), *arguments]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "x"}
+
+
+def run(*arguments):
+    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+def test_killed_run_goes_on_and_ends_as_if_it_was_not(server, captions, tmp_path):
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    arguments = ("--model", "m", "--base-url", address, "--concurrency", "1")
+    server.hang_at = 4
+    process = subprocess.Popen(
+        command(captions, tmp_path / "killed", *arguments),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not server.hanging.wait(0.1):
+            assert process.poll() is None, "the run ended by itself"
+    finally:
+        process.kill()
+        process.wait()
+    assert len((tmp_path / "killed" / "clips.jsonl").read_bytes().splitlines()) == 3
+    assert not (tmp_path / "killed" / "wolf_qa.jsonl").exists()
+    done = run(captions, tmp_path / "killed", *arguments)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert len(server.asked) == 4 + 2  # the fourth got no reply; nothing that was done is asked again
+    assert server.asked[-1]["temperature"] == 0 and "(4)" in server.asked[-1]["messages"][0]["content"]
+    whole = run(captions, tmp_path / "whole", *arguments[:-1], "3")
+    assert whole.returncode == 0, whole.stderr
+    for name in ("wolf_qa.jsonl", "rejected.jsonl", "report.json", "settings.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len((tmp_path / "whole" / "wolf_qa.jsonl").read_bytes().splitlines()) == 5
 
 
-def pairs(folder):
-    return [json.loads(line) for line in (folder / "wolf_qa.jsonl").read_text().splitlines()]
+def test_failing_requests_are_repeated(server, captions, tmp_path):
+    server.fail_first = 1
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    done = run(captions, tmp_path / "out", "--model", "m", "--base-url", address)
+    assert done.returncode == 0 and len(server.asked) == 6, done.stderr
 
 
-def test_rules_need_no_model(captions, tmp_path):
-    printed = run("--captions", captions, "--rules", "--output", tmp_path / "wolf")
-    assert printed.startswith("9 pairs from 3 clips")
-    sentences = [sentence for pair in pairs(tmp_path / "wolf") for sentence in pair["answer"].rstrip(".").split(". ")]
-    assert sentences and all(sentence in CAPTION for sentence in sentences)
-
-
-def test_garbage_of_a_local_model_is_rejected(captions, tmp_path, tiny_tokenizer):
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, eos_token_id=tiny_tokenizer.eos_token_id, pad_token_id=tiny_tokenizer.pad_token_id,
-    )  # fmt: skip
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(tmp_path / "model")
-    local = ["--captions", captions, "--model", tmp_path / "model", "--max-new-tokens", 4]
-    printed = run(*local, "--output", tmp_path / "wolf")
-    assert printed.startswith("0 pairs from 3 clips") and "no JSON object with question and answer: 9" in printed
-    rejected = (tmp_path / "wolf" / "rejected.jsonl").read_text().splitlines()
-    assert len(rejected) == 9 and pairs(tmp_path / "wolf") == []
-
-
-def test_endpoint_is_asked_for_each_topic(captions, tmp_path):
-    pytest.importorskip("openai", reason='the extra "serve" is not installed')
-    asked = []
-
-    class Endpoint(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(request["messages"][0]["content"])
-            pair = json.dumps({"question": "What stands on the left?", "answer": "Two white cars."})
-            message = {"role": "assistant", "content": pair}
-            body = json.dumps(
-                {
-                    "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                }
-            ).encode()  # fmt: skip
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        run("--captions", captions, "--model", "some", "--base-url", url, "--output", tmp_path / "wolf")
-        server.shutdown()
-    assert len(asked) == 9 and all(CAPTION in prompt for prompt in asked)
-    assert len(pairs(tmp_path / "wolf")) == 9
+def test_rules_need_no_model_and_other_settings_are_refused(captions, tmp_path):
+    done = run(captions, tmp_path / "out", "--rules")
+    assert done.returncode == 0 and json.loads(done.stdout)["pairs"] == 5, done.stderr
+    captions.write_text(captions.read_text().replace("Two", "Three"))
+    refused = run(captions, tmp_path / "out", "--rules")
+    assert refused.returncode == 1 and "captions_sha256" in refused.stderr and "Traceback" not in refused.stderr
