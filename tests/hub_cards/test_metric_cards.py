@@ -31,7 +31,8 @@ def test_card_in_the_folder_is_what_the_metric_says_of_itself(name):
 
 
 def test_every_metric_folder_is_exported():
-    folders = {path.parent for path in Path(metrics_rgpt4d.__file__).parent.glob("*/__init__.py")}
+    room = Path(metrics_rgpt4d.__file__).parent
+    folders = {path.parent for path in room.glob("*/*.py") if path.stem == path.parent.name}
     assert {folder_of(getattr(metrics_rgpt4d, name)) for name in metrics_rgpt4d.__all__} == folders
 
 

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import HfApi
 
 ROOM = Path(__file__).parents[2] / "metrics_rgpt4d"
-FOLDERS = sorted(path.parent for path in ROOM.glob("*/__init__.py"))
+FOLDERS = sorted(path.parent for path in ROOM.glob("*/*.py") if path.stem == path.parent.name)  # the metrics
 SHARED = sorted(path.name for path in ROOM.glob("*.py") if path.name != "__init__.py")
 OURS = [folder for folder in FOLDERS if (folder / "choice_scoring.py").exists()]
 
