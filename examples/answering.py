@@ -384,7 +384,8 @@ class EndpointAnswerer:
             answer.truncated = choice.finish_reason == "length"
             if choice.message.content is None:
                 raise ValueError(f"the endpoint sent no text (finish_reason {choice.finish_reason!r})")
-            answer.reply = choice.message.content.strip()
+            # Half a surrogate pair, which JSON can hold and UTF-8 can not, becomes "?".
+            answer.reply = choice.message.content.strip().encode("utf-8", "replace").decode("utf-8")
         except self.fatal as error:
             raise SystemExit(f"{self.client.base_url} refuses {self.name}: {_told(error)}") from error
         except Exception as error:

@@ -39,7 +39,7 @@ NOTES = {
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:  # not `splitlines`, which also cuts at line separators inside a reply
+    with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
@@ -90,7 +90,7 @@ def score_folder(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str
     for benchmark, rows in by_benchmark.items():
         scores[benchmark] = score_benchmark(benchmark, rows)
         scored = [add_scores(record, item) for record, item in zip(rows, scores[benchmark]["items"], strict=True)]
-        lines += [json.dumps(record, ensure_ascii=False) + "\n" for record in scored]
+        lines += [json.dumps(record) + "\n" for record in scored]
     write_text(folder / "answers.jsonl", "".join(lines))
     write_text(folder / "scores.json", json.dumps(scores, indent=1))
     return scores

@@ -164,7 +164,7 @@ def read_answers(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def append(file: int, answer: Answer) -> None:
     """One line in one write, on the disk before the next question: a kill leaves whole lines and part of one at most."""
-    line = (json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode()
+    line = (json.dumps(asdict(answer)) + "\n").encode()
     if os.write(file, line) != len(line):
         raise OSError(f"The disk is full: the answer to {answer.benchmark} {answer.id} was not written.")
     os.fsync(file)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from PIL import Image
 
 from datasets_rgpt4d.world4d_video import write_video
@@ -23,12 +24,18 @@ from metrics_rgpt4d.lmms_eval_plugin import task_functions
 from metrics_rgpt4d.lmms_eval_plugin.write_tasks import BUILDERS, TASKS, write_task
 
 ROOT = Path(__file__).parents[2]
-REPLIES = ["A", "(B)", "nothing of it", "C. up", "B", "left"]
+FOLDERS = {"r4d_bench": "r4d", "vstibench": "vsti", "sti_bench": "sti", "vlm4d": "vlm4d"}
+REPLIES = {
+    "r4d_bench": ["A", "(B)", "nothing of it", "C. up", "B", "left"],
+    "vstibench": ["1.6", "3", "B", "what"],
+    "sti_bench": ["A", "0.5m/s", "what"],
+    "vlm4d": ["C", "not moving", "what"],
+}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """`r4d/`: six questions, half of them with a set-of-mark picture, and `vsti/`: four, two of them numbers."""
+    """`r4d/`: six questions, half of them with a set-of-mark picture, `vsti/`: four, two of them numbers, and three of the other two."""
     data = tmp_path_factory.mktemp("data")
     rows = []
     for number in range(6):
@@ -61,6 +68,27 @@ def data(tmp_path_factory):
         )
     ]
     (data / "vsti" / "test.json").write_text(json.dumps(rows))
+    shared = data / "vsti" / "scannet/videos/a.mp4"
+    for place in ("sti/videos", "vlm4d/videos_real/davis", "vlm4d/QA"):
+        (data / place).mkdir(parents=True)
+    shutil.copyfile(shared, data / "sti" / "videos" / "scene1.mp4")
+    candidates = {
+        letter: text for letter, text in zip("ABCDE", ("0.1m/s", "0.5m/s", "2m/s", "3m/s", "5m/s"), strict=True)
+    }
+    rows = [
+        {"Video": "scene1.mp4", "ID": number, "time_start": 0.0, "time_end": 1.0, "Question": f"How fast is {name}?"}
+        | {"Candidates": candidates, "Answer": "AB"[number % 2], "Task": "Speed & Acceleration", "Source": "scannet"}
+        for number, name in enumerate(["the car", "the bus", "the dog"])
+    ]
+    Dataset.from_list(rows).to_parquet(data / "sti" / "qa.parquet")
+    shutil.copyfile(shared, data / "vlm4d" / "videos_real" / "davis" / "a.mp4")
+    choices = {"A": "left", "B": "right", "C": "up", "D": "not moving"}
+    rows = [
+        {"id": f"validation_{number}", "video": "https://x/resolve/main/videos_real/davis/a.mp4", "choices": choices}
+        | {"question_type": "multiple-choice", "question": f"Where does {name} go?", "answer": answer}
+        for number, (name, answer) in enumerate([("it", "up"), ("he", "not moving"), ("she", "left")], 1)
+    ]
+    (data / "vlm4d" / "QA" / "real_mc.json").write_text(json.dumps(rows))
     return data
 
 
@@ -72,8 +100,8 @@ def tasks(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("tasks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        write_task("r4d_bench", str(data / "r4d"), output)
-        write_task("vstibench", str(data / "vsti"), output)
+        for benchmark, folder in FOLDERS.items():
+            write_task(benchmark, str(data / folder), output)
     return output
 
 
@@ -85,8 +113,10 @@ def docs(tasks: Path, benchmark: str, cache: Path) -> list[dict]:
 
 def run_eval(data: Path, model: Path, output: Path, cache: Path) -> dict[str, dict[str, dict]]:
     """Answers of examples/run_eval.py: benchmark -> id -> line."""
-    options = ["--model", model, "--benchmarks", "r4d_bench,vstibench", "--r4d_bench", data / "r4d"]
-    options += ["--vstibench", data / "vsti", "--output", output, "--num-frames", 4, "--max-new-tokens", 6]
+    options = ["--model", model, "--benchmarks", ",".join(FOLDERS), "--output", output]
+    options += ["--num-frames", 4, "--max-new-tokens", 6]
+    for benchmark, folder in FOLDERS.items():
+        options += [f"--{benchmark}", data / folder]
     import datasets.config
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
@@ -147,7 +177,7 @@ def test_tasks_ask_the_same_as_run_eval(tasks, answers, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "examples")
         from answering import prompt_sha256
-    for benchmark in ("r4d_bench", "vstibench"):
+    for benchmark in FOLDERS:
         rows = docs(tasks, benchmark, tmp_path)
         assert [row["id"] for row in rows] == list(answers[benchmark])
         for row in rows:
@@ -158,7 +188,7 @@ def test_tasks_ask_the_same_as_run_eval(tasks, answers, tmp_path):
             assert len(visuals) == len(row["images"]) + len(row["videos"]) and Path(visuals[-1]).is_absolute()
 
 
-@pytest.mark.parametrize("benchmark, replies", [("r4d_bench", REPLIES), ("vstibench", ["1.6", "3", "B", "what"])])
+@pytest.mark.parametrize("benchmark, replies", REPLIES.items())
 def test_tasks_score_the_same_as_run_eval(benchmark, replies, tasks, tmp_path):
     rows = docs(tasks, benchmark, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
@@ -232,7 +262,8 @@ def test_lmms_eval_gives_the_replies_and_scores_of_run_eval(plugin_model, tasks,
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tmp_path / "site")])
     command = [sys.executable, "-m", "lmms_eval", "--model", "rgpt4d", "--batch_size", "8", "--log_samples"]
     command += ["--model_args", f"pretrained={model},num_frames=4", "--include_path", str(tasks)]
-    command += ["--tasks", "r4d_bench_rgpt4d,vstibench_rgpt4d", "--output_path", str(tmp_path / "out")]
+    names = ",".join(f"{benchmark}_rgpt4d" for benchmark in FOLDERS)
+    command += ["--tasks", names, "--output_path", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     (results,) = (tmp_path / "out").rglob("*_results.json")
@@ -246,5 +277,5 @@ def test_lmms_eval_gives_the_replies_and_scores_of_run_eval(plugin_model, tasks,
         unparsable = sum(answer["parsed"] is None for answer in expected.values())
         assert results[f"{benchmark}_rgpt4d"]["unparsable,none"] == unparsable
         mean = 100 * np.mean([answer["score"] for answer in expected.values()])
-        # Of VSTI-Bench here every type has one question, and of R4D-Bench the average is over questions.
+        # Of VSTI-Bench here every type has one question, and of the others the average is over questions.
         assert results[f"{benchmark}_rgpt4d"]["score,none"] == pytest.approx(mean)
