@@ -323,6 +323,26 @@ def test_failing_question_is_recorded_counted_wrong_and_asked_again_on_request(f
     assert len(lines_of(tmp_path / "output" / "answers-0.jsonl")) == 13
 
 
+def test_question_with_several_answers_counts_once_and_an_answer_goes_before_an_error(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        read_answers = runpy.run_path(str(EXAMPLES / "run_eval.py"))["read_answers"]
+    files = {
+        "answers-0.jsonl": [("1", "first", None), ("2", "", "an error"), ("3", "", "an error")],
+        "answers-1.jsonl": [
+            ("1", "second", None),
+            ("1", "", "an error"),
+            ("2", "answered", None),
+            ("3", "", "another"),
+        ],
+    }
+    for name, lines in files.items():
+        rows = [{"benchmark": "b", "id": id, "reply": reply, "error": error} for id, reply, error in lines]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {id: (row["reply"], row["error"]) for (_, id), row in read_answers(tmp_path).items()}
+    assert found == {"1": ("first", None), "2": ("answered", None), "3": ("", "an error")}
+
+
 def test_batch_without_memory_is_asked_one_by_one(data, models, tmp_path, finished, monkeypatch):
     from modeling_rgpt4d import RGPT4DForConditionalGeneration
 
@@ -648,6 +668,22 @@ def test_video_models_see_our_frames_through_their_own_processor(save, tiny_toke
         text = R4D_MARKED + R4D_PROMPT.format("<obj_1>") if images else R4D_PROMPT.format("the ball")
         reply = answer_of_peer(tmp_path / "peer", {"frames": decoded.frames, "metadata": metadata}, images, text)
         assert answers["r4d_bench", str(number)]["reply"] == reply
+
+
+def test_video_model_is_told_the_rate_at_which_frames_were_sampled(tiny_tokenizer, data, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision", reason="the video processors of these models need torchvision")
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    generate, seen = Qwen2_5_VLForConditionalGeneration.generate, []
+
+    def spy(self, *args, **kwargs):
+        seen.extend(torch.as_tensor(kwargs["second_per_grid_ts"]).tolist())
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "generate", spy)
+    save_qwen(tmp_path / "peer", tiny_tokenizer)
+    evaluate(*options_of(data, tmp_path / "peer", tmp_path / "output"))
+    assert seen == [0.5] * 12  # two frames a patch in time, four frames of one second
 
 
 def test_model_of_pictures_alone_sees_frames_as_pictures(tiny_tokenizer, data, tmp_path):

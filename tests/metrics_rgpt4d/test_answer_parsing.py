@@ -52,6 +52,7 @@ def test_table_is_large_enough_to_mean_something():
     ("reply", "rule"),
     [
         ("The answer is (B)", "statement"),
+        ("答案是A因为它向左移动", "statement"),  # no space or mark behind the letter
         ("B", "whole"),
         ("It goes right.\nB", "last_line"),
         ("B) right", "leading"),

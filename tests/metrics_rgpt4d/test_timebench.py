@@ -23,7 +23,8 @@ def test_chosen_multiples_are_counted_by_hand():
 
 
 def test_chosen_and_unparsable_add_up_to_all_items():
-    results = score(["A", "B", "?"], [item(index) for index in range(3)])
+    results = score(["A", "B", "?", "A", "A"], [item(index) for index in range(5)])
+    assert results["chosen"]["0.25x"] == 3
     for block in (results, results["letter"], results["letter_or_value"]):
         assert sum(block["chosen"].values()) + block["unparsable"] == results["n"]
         assert block["chosen"]["1x"] == block["correct"]
