@@ -8,7 +8,7 @@ README = Path(__file__).parent / "README.md"
 # Lower bounds are versions on which the tests ran; that of torch is transformers' own.
 # Training needs the assistant masks of transformers 5.23; inference runs on 5.17 too.
 TRAIN = ["accelerate", "datasets>=5.2", "matplotlib", "peft", "transformers>=5.23", "trl>=1.16"]
-EVAL = ["datasets>=5.2", "evaluate>=0.4.6", "scipy>=1.15"]
+EVAL = ["accelerate", "datasets>=5.2", "evaluate>=0.4.6", "scipy>=1.15"]
 DEMO = ["matplotlib"]
 CURATION = ["datasets>=5.2"]  # the marks and the schema of R4D-Bench's rows; its tools come with their code
 SERVE = ["accelerate", "fastapi", "openai", "transformers>=5.23", "uvicorn"]

@@ -195,7 +195,7 @@ class ModelAnswerer:
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token
         generation = self.model.generation_config.to_diff_dict()
-        generation.pop("transformers_version", None)
+        generation = {key: generation[key] for key in generation if key != "transformers_version" and key[0] != "_"}
         self.settings = {
             "model": name,
             "revision": model_revision(name, getattr(self.model.config, "_commit_hash", None)),

@@ -168,7 +168,7 @@ def report(settings: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]])
     head = ["benchmark", "%", "95 % interval", "n", "unparsable", "errors", "cut off", "revision of the data"]
     parts += ["## Scores", table(head, overview)]
     parts.append(
-        "Unparsable replies and errors are counted as wrong. A reply is cut off at its benchmark's longest reply."
+        "Unparsable replies and errors are counted as wrong. A reply is cut off at `max_new_tokens`."
     )
     left_out = {name: told["left_out"] for name, told in settings["benchmarks"].items() if told["left_out"]}
     if left_out:

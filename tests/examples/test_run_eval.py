@@ -217,6 +217,29 @@ def test_report_has_the_papers_tables_beside_this_run(finished):
     assert json.loads((finished / "settings.json").read_text())["benchmarks"]["vstibench"]["revisions"][0] in report
 
 
+def test_report_alone_scores_what_the_answers_say(finished, tmp_path):
+    answers = lines_of(finished / "answers.jsonl")
+    replies = {
+        "0": "(A)",
+        "1": "right",
+        "2": "The answer is D",
+        "3": "left or right",
+        "camera_displacement": "about 1.6 m",
+    }
+    for row in answers:
+        row["reply"] = replies.get(row["id"] if row["benchmark"] == "r4d_bench" else row["category"], "")
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    (tmp_path / "settings.json").write_bytes((finished / "settings.json").read_bytes())
+    evaluate(tmp_path, script="evaluation_report.py")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["r4d_bench"]["Avg"] == pytest.approx(100 * 2 / 12) and scores["r4d_bench"]["unparsable"] == 9
+    assert scores["vstibench"]["mean_of_types"] == pytest.approx(25) and scores["vstibench"]["mean_of_groups"] == 25
+    found = answers_of(tmp_path)
+    assert [found["r4d_bench", id]["score"] for id in "0123"] == [1, 1, 0, 0]
+    assert [found["r4d_bench", id]["parsed"] for id in "0123"] == ["A", "B", "D", None]
+    assert found["vstibench", "0"]["parsed"] == 1.6 and found["vstibench", "0"]["score"] == 1
+
+
 def test_papers_static_and_dynamic_scores_follow_from_its_own_categories():
     """A typing mistake in the numbers would break the weighted means that the paper's rows obey."""
     tables = json.loads((EXAMPLES / "paper_scores.json").read_text())
