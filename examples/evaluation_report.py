@@ -167,9 +167,7 @@ def report(settings: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]])
     ]
     head = ["benchmark", "%", "95 % interval", "n", "unparsable", "errors", "cut off", "revision of the data"]
     parts += ["## Scores", table(head, overview)]
-    parts.append(
-        "Unparsable replies and errors are counted as wrong. A reply is cut off at `max_new_tokens`."
-    )
+    parts.append("Unparsable replies and errors are counted as wrong. A reply is cut off at `max_new_tokens`.")
     left_out = {name: told["left_out"] for name, told in settings["benchmarks"].items() if told["left_out"]}
     if left_out:
         told = ", ".join(f"{count:,} of {name}" for name, count in left_out.items())
