@@ -64,6 +64,7 @@ IRREGULAR = {
     "gray": "grey",
     "counter-clockwise": "counterclockwise",
 }
+EGO_NAME = re.compile(r"\bego[ -](?:centric )?(?:vehicle|car)\b", re.IGNORECASE)
 WORD = re.compile(r"\d+(?:[.,]\d+)*|counter-clockwise|[^\W\d_]+")
 
 
@@ -102,9 +103,11 @@ def unsupported(answer: str, caption: str) -> str | None:
     """Why an answer is not supported by the caption: the kind of the first of its [`checked_words`] that the caption
     lacks, or `None`.
 
-    The rule knows words, not sentences: a colour may have moved to another car, and other words are not checked.
+    The rule knows words, not sentences: a colour may have moved to another car, and other words are not checked. "Ego
+    vehicle" is the prompt's own name for the car that films, and captions write the number one as "a".
     """
-    there = checked_words(caption)
+    there = {*checked_words(caption), "1"}
+    answer = EGO_NAME.sub(" ", answer)
     return next(
         (
             f"a {kind} of the answer is not in the caption: {word}"
@@ -356,7 +359,7 @@ def make_wolf_questions(
     clips = read_captions(captions)
     output.mkdir(parents=True, exist_ok=True)
     words = [sorted(NUMBERS), sorted(COLOURS), sorted(DIRECTIONS), sorted(PARTICIPANTS)]
-    ours = [PROMPT, ASK_AGAIN, MAX_PAIRS, words, EGO_RULES, PHRASE.pattern, NEGATION.pattern]
+    ours = [PROMPT, ASK_AGAIN, MAX_PAIRS, words, EGO_NAME.pattern, EGO_RULES, PHRASE.pattern, NEGATION.pattern]
     settings = {
         "captions_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest(),
         "prompt_and_rules_sha256": hashlib.sha256(json.dumps(ours).encode()).hexdigest(),

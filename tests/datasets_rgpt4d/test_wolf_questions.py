@@ -51,7 +51,9 @@ class Scripted:
     "answer, word",
     [
         ("Two pedestrians wait.", None),
-        ("2 pedestrians and one truck", "1"),
+        ("2 pedestrians and one truck", None),
+        ("The ego vehicle and the ego-centric car wait.", None),
+        ("The ego vehicle waits for a vehicle.", "vehicle"),
         ("A pedestrian waits at the left.", None),
         ("It goes leftwards.", None),
         ("It turns right.", "right"),
