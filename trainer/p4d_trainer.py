@@ -1,5 +1,6 @@
 import os
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ class P4DTrainer(SFTTrainer):
         idle = self._idle_passes(model, inputs, windows)
         decoder_apart = self._decoder_apart() if self._is_logged_step() and torch.is_grad_enabled() else None
         # Through the wrapper's own forward, so that DDP and FSDP see one graph with the decoder in it.
-        loss, terms = self._redirect(
+        loss, found = self._redirect(
             model,
             self.accelerator.unwrap_model(model),
             self._sft_and_distillation,
@@ -218,8 +219,9 @@ class P4DTrainer(SFTTrainer):
             decoder_apart,
             num_items_in_batch,
         )
+        loss = loss + (found.loss - loss.detach())
         # after the redirect: no collective may run inside DDP's forward
-        self._record(mode, [f"loss_{name}" for name in self._terms], terms)
+        self._record(mode, [f"loss_{name}" for name in self._terms], found.terms)
         return (loss, None) if return_outputs else loss
 
     def _ask_teacher(
@@ -276,8 +278,12 @@ class P4DTrainer(SFTTrainer):
         idle: tuple[int, bool],
         decoder_apart: PerceptionDecoder | None,
         num_items_in_batch,
-    ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, float]]]:
-        """The loss, and of each term its sum and what it is a sum of (tokens or windows)."""
+    ) -> tuple[torch.Tensor, SimpleNamespace]:
+        """The loss; and `loss` again with `terms`: of each term its sum and what it is a sum of (tokens or windows).
+
+        FSDP2's mixed precision rounds all tensors that it finds in tuples, dicts and dataclasses of the output, but looks into
+        no other object.
+        """
         idle_vision, idle_decoder = idle
         num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
         per_token = self._natural_sft(1.0, num_tokens, num_items_in_batch)
@@ -317,7 +323,7 @@ class P4DTrainer(SFTTrainer):
                 loss = loss + self._per_window(weight * values, num_items_in_batch)
         if idle_decoder:
             loss = loss + idle_pass_of_decoder(core, self.perception_decoder, seen["hidden"])
-        return loss, terms
+        return loss, SimpleNamespace(loss=loss.detach(), terms=terms)
 
     def _distillation_terms(
         self,

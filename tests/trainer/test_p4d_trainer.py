@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
+from torch.distributed.utils import _apply_to_tensors
 from torch.utils.data import SequentialSampler
 from transformers import BitsAndBytesConfig
 
@@ -367,6 +368,21 @@ def test_gradient_norms_do_not_change_the_training(make_trainer, teacher):
     never.train()
     for name, value in weights(every_step).items():
         torch.testing.assert_close(weights(never)[name], value, rtol=0, atol=0)
+
+
+def test_losses_are_logged_as_they_are_where_outputs_are_rounded(make_trainer, teacher):
+    def rounding(wrapped, core, method, *args):  # as FSDP2's mixed precision does
+        return _apply_to_tensors(lambda tensor: tensor.bfloat16(), method(*args))
+
+    plain, rounded = make_trainer(teacher, max_steps=1), make_trainer(teacher, max_steps=1)
+    rounded.perception_decoder.load_state_dict(plain.perception_decoder.state_dict())
+    rounded._redirect = rounding
+    plain.train()
+    rounded.train()
+    for name in ("loss", "loss_sft", "loss_ld", "loss_depth"):
+        assert logged(rounded, name) == logged(plain, name), name
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(rounded)[name], value, rtol=0, atol=0)
 
 
 def test_compiled_layers_train_as_plain_ones(make_trainer, l4p, monkeypatch):
