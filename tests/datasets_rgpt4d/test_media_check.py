@@ -28,6 +28,10 @@ def media(tmp_path):
     write_video(tmp_path / "whole.mp4", iter(noise.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)), 10, 32)
     whole = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    start = whole.index(b"mdat") - 4
+    end = start + int.from_bytes(whole[start : start + 4])
+    damaged = whole[: (start + 2 * end) // 3] + bytes(end - (start + 2 * end) // 3) + whole[end:]
+    (tmp_path / "damaged.mp4").write_bytes(damaged)  # its first frame can be decoded
     (tmp_path / "empty.mp4").write_bytes(b"")
     picture = Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8))
     picture.save(tmp_path / "whole.jpg")
@@ -51,6 +55,7 @@ def rows_of(media):
         row("cut-picture", [media / "cut.jpg"]),
         row("cut-bytes", [png(), png(cut=300)]),
         row("words"),
+        row("damaged", videos=[media / "damaged.mp4"]),
     )
 
 
@@ -64,8 +69,9 @@ def test_full_check_finds_what_cannot_be_decoded(media, num_proc):
         "empty": "the video is empty",
         "cut-picture": "the image cannot be read",
         "cut-bytes": "the image cannot be read",
+        "damaged": "the video cannot be read",
     }
-    assert list(found) == [1, 2, 3, 4, 5]
+    assert list(found) == [1, 2, 3, 4, 5, 7]
     assert str(media / "absent.mp4") in found[1].detail and "cut.mp4" in found[2].detail
 
 

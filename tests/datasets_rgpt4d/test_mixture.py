@@ -165,6 +165,13 @@ def test_stream_has_every_row_as_often_as_its_weight_says():
     assert len({one.split()[0] for one in whole[:20]}) > 1  # sources take turns
 
 
+def test_stream_shuffles_each_block_in_its_own_way():
+    order = [int(name.split()[1]) for name in names(mixture(vsti={}).stream(streams(1), NUM_ROWS, rows_shuffled=20))]
+    blocks = [[place - start for place in order[start : start + 20]] for start in (0, 20, 40)]
+    assert all(sorted(block) == [*range(20)] for block in blocks)
+    assert len({tuple(block) for block in [*blocks, [*range(20)]]}) == 4
+
+
 def test_stream_takes_subsets_and_refuses_caps():
     rows = list(mixture(vsti={"subsets": ("far",)}).stream(streams(), NUM_ROWS))
     assert len(rows) == 30 and {row["subset"] for row in rows} == {"far"}
