@@ -1,6 +1,7 @@
 """What the builders of training sets share: from an item as its authors publish it to a row of `TRAINING_FEATURES`."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,13 +28,14 @@ class PublishedConversations(PublishedDataset):
     SOURCE: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def items(cls, source: SourceFiles) -> Iterator[dict[str, Any] | Unusable]:
         """The records. All annotation files are asked for before the first one, so that the revision covers them."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def conversation(cls, item: dict[str, Any], source: SourceFiles) -> dict[str, Any]:
-        raise NotImplementedError
+        """Arguments of [`training_row`] for a record. Raises: [`UnusableItem`]."""
 
     @classmethod
     def revision(cls, source: SourceFiles) -> str:

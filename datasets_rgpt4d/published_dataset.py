@@ -1,5 +1,6 @@
 """What the builders of published data sets share: where their files lie, one split, and what happens to unusable rows."""
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,8 +71,9 @@ class PublishedDataset(GeneratorBasedBuilder):
         return SourceFiles(location or cls.HUB_ID, cls.REMEDY, revision, media)
 
     @classmethod
+    @abstractmethod
     def read(cls, source: SourceFiles) -> Iterator[dict[str, Any] | Unusable]:
-        raise NotImplementedError
+        """Checked rows of `FEATURES`, and what cannot be used."""
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo(description=self.DESCRIPTION, features=self.FEATURES, license=self.LICENSE)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
@@ -37,12 +38,14 @@ class PublishedQuestions(PublishedDataset):
     BENCHMARK: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def items(cls, source: SourceFiles) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """The records of the benchmark's files."""
 
     @classmethod
+    @abstractmethod
     def question(cls, item: dict[str, Any], source: SourceFiles) -> dict[str, Any]:
-        raise NotImplementedError
+        """Arguments of [`evaluation_row`] for a record. Raises: [`UnusableItem`]."""
 
     @classmethod
     def item_id(cls, item: Mapping[str, Any], index: int) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
+
+from .whole_files import append_record, drop_partial_line, write_text
 
 MAX_PAIRS = 5  # of one clip: the prompt asks for three
 
@@ -383,7 +384,7 @@ def make_wolf_questions(
                         tqdm.write(f"{clip['clip_id']} failed: {failed[clip['clip_id']]}")
                     else:
                         done[clip["clip_id"]] = record
-                        _append(file, record)
+                        append_record(file, record)
                     bar.update()
     finally:
         os.close(file)
@@ -401,8 +402,8 @@ def make_wolf_questions(
         "note": "Made from captions by rgpt4d's own prompt and rules; not the paper's data.",
     }
     for name, rows in (("wolf_qa.jsonl", pairs), ("rejected.jsonl", rejected)):
-        _write(output / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_text(output / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 
@@ -465,36 +466,16 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     elif (folder / "clips.jsonl").exists() or (folder / "wolf_qa.jsonl").exists():
         raise ValueError(f"{folder} holds pairs, but no settings.json; choose another folder.")
     else:
-        _write(path, json.dumps(settings, indent=1) + "\n")
+        write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
 def _finished_clips(path: Path) -> dict[str, dict[str, Any]]:
     """The records of an earlier run; a last line that a kill cut off is taken away."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    drop_partial_line(path)
     try:
-        records = [json.loads(line) for line in content[:whole].decode().split("\n") if line]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return {record["clip_id"]: record for record in records}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove its folder and start again.") from error
-
-
-def _append(file: int, record: Mapping[str, Any]) -> None:
-    """One line in one write, on the disk before the next batch: a kill leaves whole lines and part of one at most."""
-    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    if os.write(file, line) != len(line):
-        raise OSError(f"The disk is full: the pairs of {record['clip_id']} were not written.")
-    os.fsync(file)
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
-    os.replace(file.name, path)

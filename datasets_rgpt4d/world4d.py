@@ -21,6 +21,7 @@ import torch
 from datasets import Features, List, Value, Video
 from tqdm import tqdm
 
+from .whole_files import write_text
 from .world4d_questions import scene_questions
 from .world4d_render import render_frames
 from .world4d_sampling import SPLITS, sample_scene
@@ -267,12 +268,6 @@ def _write_parquet(folder: Path, stem: str, clips: list[list[dict[str, Any]]]) -
         partial.unlink(missing_ok=True)
 
 
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 1, progress: bool = False) -> Path:
     """Write World4D to a folder that `datasets.load_dataset(folder)` reads, with all its splits.
 
@@ -305,7 +300,7 @@ def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder; choose another one.")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    _write_text(marker, described)
+    write_text(marker, described)
 
     for split in SPLITS:
         (folder / "videos" / split).mkdir(parents=True, exist_ok=True)
@@ -332,7 +327,7 @@ def save_world4d(output_dir: str | Path, config: World4DConfig, num_proc: int = 
         for split in SPLITS
     )
     table = "".join(f"| {split} | {config.clips(split):,} | {questions[split]:,} |\n" for split in SPLITS)
-    _write_text(
+    write_text(
         folder / "README.md",
         "---\nlicense: apache-2.0\ntask_categories:\n- visual-question-answering\n"
         f"configs:\n- config_name: {config.name}\n  data_files:\n{data_files}---\n\n"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets_rgpt4d.whole_files import write_text
 from metrics_rgpt4d import ChoiceAccuracy, MeanRelativeAccuracy, PairedComparison, R4DBench, TimeBench
 
 PAPER = json.loads((Path(__file__).parent / "paper_scores.json").read_text(encoding="utf-8"))
@@ -41,12 +42,6 @@ NOTES = {
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def write_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 # ----- scores

@@ -47,6 +47,7 @@ from datasets_rgpt4d import (
 from datasets_rgpt4d.published_dataset import PublishedDataset, Unusable, UnusableRowsError
 from datasets_rgpt4d.schema import TRAINING_FEATURES
 from datasets_rgpt4d.source_files import MissingDataError
+from datasets_rgpt4d.whole_files import write_text
 from hub_cards import LINEAGE, publish, training_data_card, training_overlaps, write_card
 
 BUILDERS: dict[str, type[PublishedDataset]] = {
@@ -195,12 +196,6 @@ def prepare_source(
 
 
 # -------------------------------------------------------------------------------------------------------------- report
-
-
-def write_text(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
 
 
 def write_json(file: Path, content: Any) -> None:

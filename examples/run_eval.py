@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from answering import Answer, EndpointAnswerer, ModelAnswerer, Question
+from answering import EndpointAnswerer, ModelAnswerer, Question
 from datasets import Dataset, DownloadMode, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from evaluation_report import read_jsonl, score_folder, write_report, write_text
+from evaluation_report import read_jsonl, score_folder, write_report
 from tqdm import tqdm
 
 from datasets_rgpt4d import (
@@ -49,6 +49,7 @@ from datasets_rgpt4d import (
 )
 from datasets_rgpt4d.schema import evaluation_row
 from datasets_rgpt4d.source_files import MissingDataError, SourceFiles
+from datasets_rgpt4d.whole_files import append_record, drop_partial_line, write_text
 
 BUILDERS = {
     "r4d_bench": R4DBenchQuestions,
@@ -141,15 +142,6 @@ def _load_world4d(location: str | None, revision: str | None) -> Benchmark:
 # ----- answers on disk
 
 
-def mend_answers(folder: Path) -> None:
-    """Take a last line away that an interruption cut off."""
-    for path in folder.glob("answers-*.jsonl"):
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-
-
 def read_answers(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """The answers of all processes by benchmark and id. A question that has several counts once: an answer to it goes
     before an error, the earlier before the later."""
@@ -160,14 +152,6 @@ def read_answers(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
             if key not in answers or (answers[key]["error"] is not None and answer["error"] is None):
                 answers[key] = answer
     return answers
-
-
-def append(file: int, answer: Answer) -> None:
-    """One line in one write, on the disk before the next question: a kill leaves whole lines and part of one at most."""
-    line = (json.dumps(asdict(answer)) + "\n").encode()
-    if os.write(file, line) != len(line):
-        raise OSError(f"The disk is full: the answer to {answer.benchmark} {answer.id} was not written.")
-    os.fsync(file)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -299,7 +283,8 @@ def main() -> None:
     if accelerator.is_main_process:
         args.output.mkdir(parents=True, exist_ok=True)
         check_settings(args.output, settings)
-        mend_answers(args.output)
+        for path in args.output.glob("answers-*.jsonl"):
+            drop_partial_line(path)
     accelerator.wait_for_everyone()
     done = read_answers(args.output)
     if args.retry_errors:
@@ -322,7 +307,7 @@ def main() -> None:
             total=len(own), desc=f"Answers{share}", unit="question", disable=not accelerator.is_main_process
         ) as progress:
             for answer in answerer.answers(questions):
-                append(file, answer)
+                append_record(file, asdict(answer))
                 if answer.error is not None:
                     tqdm.write(f"{answer.benchmark} {answer.id} failed: {answer.error}", file=sys.stderr)
                 progress.update()
