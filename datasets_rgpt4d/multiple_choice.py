@@ -1,5 +1,6 @@
 """A multiple-choice row (R4D-Bench's schema) as a prompt, and as chat messages that `RGPT4DProcessor` takes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from string import ascii_uppercase
@@ -51,22 +52,69 @@ def to_messages(
 
     Args:
         row: needs `video` (path, or a dict with `path` and `bytes`), `regions`, `question`, `options` and, if
-            `with_answer`, `answer` (the text of the right option).
+            `with_answer`, `answer` (the text of the right option). An empty list of options makes an open question:
+            its text is the prompt, and the answer is said as it is.
         answer_with: what the prompt asks for, and what the assistant says: the option's letter or its text. By default
             the text, but the letter where an option is longer than `LONGEST_SPOKEN_OPTION`, as a 3D box in JSON is: most
             of the loss would then be on reciting brackets.
         with_answer: False leaves the assistant's turn out, as evaluation wants it.
     """
     if answer_with is None:
-        answer_with = "letter" if max(map(len, row["options"])) > LONGEST_SPOKEN_OPTION else "text"
-    prompt = multiple_choice_prompt(row["question"], row["options"], answer_with)
+        answer_with = "letter" if max(map(len, row["options"]), default=0) > LONGEST_SPOKEN_OPTION else "text"
+    is_open = not row["options"]
+    prompt = row["question"] if is_open else multiple_choice_prompt(row["question"], row["options"], answer_with)
     content = [
         {"type": "video", "video": row["video"], "regions": list(row["regions"])},
         {"type": "text", "text": prompt},
     ]
     messages = [{"role": "user", "content": content}]
     if with_answer:
-        letter = answer_letter(row["options"], row["answer"])
-        text = letter if answer_with == "letter" else row["answer"]
+        letter = None if is_open else answer_letter(row["options"], row["answer"])
+        text = letter if letter and answer_with == "letter" else row["answer"]
         messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
     return messages
+
+
+def to_conversation(
+    rows: Sequence[Mapping[str, Any]], answer_with: AnswerWith | None = None, with_answer: bool = True
+) -> list[dict[str, Any]]:
+    """Turn several questions about one video into one conversation: the video once, with the regions of all.
+
+    Training then encodes the video once for many answers. Regions with the same box are one object; the objects are named
+    anew, in the order in which the questions name them.
+
+    Args:
+        rows: as [`to_messages`] takes them, all with the video of the first.
+        answer_with: as there.
+        with_answer: False leaves the last answer out, as evaluation wants it.
+    Raises: `ValueError` without rows.
+    """
+    if not rows:
+        raise ValueError("A conversation needs at least one question.")
+    names: dict[tuple[float, ...], str] = {}
+    regions, messages = [], []
+    for row in rows:
+        new = {}
+        for region in row["regions"]:
+            box = tuple(region["box"])
+            if box not in names:
+                names[box] = f"obj_{len(names) + 1}"
+                regions.append({**region, "name": names[box]})
+            new[f"<{region['name']}>"] = f"<{names[box]}>"
+        renamed = {
+            **row,
+            "question": _renamed(row["question"], new),
+            "options": [_renamed(option, new) for option in row["options"]],
+            "answer": _renamed(row["answer"], new),
+        }
+        messages += to_messages(renamed, answer_with, with_answer=with_answer or row is not rows[-1])
+    video, *_ = messages[0]["content"]
+    for message in messages[2::2]:
+        message["content"] = message["content"][1:]
+    video["regions"] = regions
+    return messages
+
+
+def _renamed(text: str, new: Mapping[str, str]) -> str:
+    """All at once, so that two names can change places."""
+    return re.sub("|".join(map(re.escape, new)), lambda match: new[match[0]], text) if new else text

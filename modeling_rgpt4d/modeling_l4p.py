@@ -3,6 +3,7 @@
 Axes: B videos, N frames, N' = N / tubelet_size, (h', w') the grid of patches, c' the width of the encoder.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -156,20 +157,27 @@ class L4PFusion(nn.Module):
         return self.project(path)
 
 
-def interpolation_matrix(num_in: int, num_out: int, like: Tensor) -> Tensor:
-    """Linear interpolation along one axis with aligned corners, `(num_out, num_in)` in the dtype and on the device of `like`.
+def interpolation_matrix(num_in: int, num_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Linear interpolation along one axis with aligned corners, `(num_out, num_in)`.
 
     In half precision a weight is rounded to multiples of 1/256 such that each row still sums to one exactly: a constant
     stays that constant, and a sampling point moves by 1/512 of a pixel at most.
     """
     # Whole numbers, so that nothing is rounded before the one division.
-    numerator = torch.arange(num_out, device=like.device)[:, None] * (num_in - 1)
+    numerator = torch.arange(num_out, device=device)[:, None] * (num_in - 1)
     denominator = max(num_out - 1, 1)
     left, weight = numerator // denominator, (numerator % denominator) / denominator
-    if like.dtype in (torch.float16, torch.bfloat16):
+    if dtype in (torch.float16, torch.bfloat16):
         weight = (weight * 256).round() / 256
-    column = torch.arange(num_in, device=like.device)
-    return ((column == left) * (1 - weight) + (column == left + 1) * weight).to(like.dtype)
+    column = torch.arange(num_in, device=device)
+    return ((column == left) * (1 - weight) + (column == left + 1) * weight).to(dtype)
+
+
+@functools.lru_cache(maxsize=128)
+def kept_interpolation_matrix(num_in: int, num_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same matrix again: making it takes ten small kernels, and a decoding needs about a hundred."""
+    with torch.inference_mode(False):  # a tensor of inference mode could not serve a backward pass later
+        return interpolation_matrix(num_in, num_out, dtype, device)
 
 
 def resize(x: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -178,6 +186,8 @@ def resize(x: Tensor, size: tuple[int, int, int]) -> Tensor:
     One matrix product an axis over the channels-last layout that the convolutions work in: on a GPU many times faster than
     `F.interpolate`, whose backward pass adds atomically and so differs from run to run.
     """
+    # A compiler traces what makes the matrix, and must not keep its stand-ins.
+    matrix = interpolation_matrix if torch.compiler.is_compiling() else kept_interpolation_matrix
     for axis, num_out in zip((2, 3, 4), size, strict=True):
         num_in = x.shape[axis]
         if num_in == num_out:
@@ -185,7 +195,7 @@ def resize(x: Tensor, size: tuple[int, int, int]) -> Tensor:
         x = x.movedim(1, -1)  # (B, T, H, W, C)
         # (outer axes, this axis, inner axes and channels)
         rows = x.reshape(x.shape[: axis - 1].numel(), num_in, -1)
-        x = (interpolation_matrix(num_in, num_out, x) @ rows).view(*x.shape[: axis - 1], num_out, *x.shape[axis:])
+        x = (matrix(num_in, num_out, x.dtype, x.device) @ rows).view(*x.shape[: axis - 1], num_out, *x.shape[axis:])
         x = x.movedim(-1, 1)
     return x
 

@@ -64,7 +64,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 SOURCE_KEYS = {"image": ("image", "path", "url", "base64"), "video": ("video", "path", "url")}
-OTHER_KEYS = {"image": ("regions", "marked"), "video": ("regions", "marked", "fps")}
+OTHER_KEYS = {"image": ("regions", "marked"), "video": ("regions", "marked", "fps", "frames_indices")}
 TIME_CUES = ("none", "mark", "prompt")
 
 
@@ -93,7 +93,7 @@ class RGPT4DProcessor(ProcessorMixin):
             {"type": "text", "text": "How fast is <obj_1> moving?"}]}]
 
     - `"video"` is anything that `decode_video` reads, or a data URL with base64; arrays and folders of frames need `"fps"`
-      beside it.
+      beside it, and `"frames_indices"`, which frames of the source they are, if they were sampled before.
     - `"regions"` are as `draw_marks` takes them, in pixels of the source frame.
     - `"marked": ["obj_1"]` says that the picture shows these marks already, as the pictures of R4D-Bench do.
     - `<R1>` and `<R_1>` in a text are read as `<obj_1>`. Every name used in a conversation must be given in it.
@@ -474,7 +474,7 @@ def _read_block(block: Any, regions: dict, metadata: list, marked: list) -> dict
     regions[kind].append(block.get("regions"))
     marked.extend(region_name(name) for name in block.get("marked", []))
     if kind == "video":
-        metadata.append({"fps": block["fps"]} if "fps" in block else {})
+        metadata.append({key: block[key] for key in ("fps", "frames_indices") if key in block})
     if not sources:
         return {"type": kind}
     source = block[sources[0]]

@@ -56,7 +56,7 @@ class P4DCollator:
             conversations,
             tokenize=True,
             return_dict=True,
-            return_tensors="pt",
+            return_tensors="np",  # transformers walks through all ids to find the answers: ten times slower in a tensor
             return_assistant_tokens_mask=True,
             processor_kwargs={
                 "num_frames": self.num_frames,
@@ -65,7 +65,8 @@ class P4DCollator:
                 "padding_side": "right",
             },
         )
-        answer_mask = torch.as_tensor(batch.pop("assistant_masks")).bool()
+        batch = {name: torch.as_tensor(values) for name, values in batch.items()}
+        answer_mask = batch.pop("assistant_masks").bool()
         for index, row in enumerate(rows):
             if not answer_mask[index].any():
                 raise ValueError(
@@ -77,7 +78,7 @@ class P4DCollator:
             targets = self._targets(rows, conversations, batch["video_timestamps"])
             if targets:
                 batch["perception_targets"] = targets
-        return _pack(dict(batch)) if self.packed else dict(batch)
+        return _pack(batch) if self.packed else batch
 
     def _targets(self, rows, conversations, timestamps: torch.Tensor) -> dict[str, torch.Tensor]:
         videos = [

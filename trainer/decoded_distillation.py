@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from .losses import explicit_distillation_loss
-from .teachers import PerceptionTargets, Teacher
-
-# A head on one window keeps 1.5 GiB for its backward pass, in bfloat16 at the released size. Measured on one H100, four windows,
-# all heads forward and backward: 210 ms one by one, where launching the kernels takes longer than running them, 146 ms by
-# two, 139 ms all at once.
-WINDOWS_AT_ONCE = 2
+from .teachers import PerceptionTargets, Teacher, windows_at_once
 
 
 class _KnownGradient(torch.autograd.Function):
@@ -46,12 +41,12 @@ def decoded_distillation(
 
     Returns: signal -> `(W,)`, unweighted.
     """
-    terms = {}
+    terms, at_once = {}, windows_at_once(teacher)
     for signal in signals:
         wants_gradient = signal in trained and torch.is_grad_enabled() and latents.requires_grad
         losses, gradients = [], []
-        for start in range(0, len(latents), WINDOWS_AT_ONCE):
-            some = slice(start, start + WINDOWS_AT_ONCE)
+        for start in range(0, len(latents), at_once):
+            some = slice(start, start + at_once)
             part = latents.detach()[some].requires_grad_(wants_gradient)
             with torch.set_grad_enabled(wants_gradient):
                 loss, _ = explicit_distillation_loss(

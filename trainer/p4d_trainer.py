@@ -345,15 +345,7 @@ class P4DTrainer(SFTTrainer):
         self._counts["windows_skipped"] = self._counts["windows_skipped"] + (~usable).sum()
 
         def decode(decoder, hidden):
-            return student_latents(
-                decoder,
-                hidden,
-                inputs["input_ids"],
-                core.config,
-                lengths,
-                windows,
-                self.teacher.num_frames,
-            )
+            return self.student_latents(decoder, hidden, inputs, core.config, lengths, windows)
 
         latents = decode(self.perception_decoder, hidden_states)
         terms = {}
@@ -372,6 +364,20 @@ class P4DTrainer(SFTTrainer):
                     (of_hidden,) = torch.autograd.grad(latents_apart, apart, of_latents, retain_graph=True)
                     self._gradient_norms[name] = of_hidden.float().norm()
         return terms
+
+    def student_latents(
+        self,
+        decoder: PerceptionDecoder,
+        hidden_states: torch.Tensor,
+        inputs: dict[str, Any],
+        config,
+        lengths: list[int],
+        windows: list[Window],
+    ) -> torch.Tensor:
+        """Eq. 3, see `perception.student_latents`; `inputs` is the batch, `config` the model's."""
+        return student_latents(
+            decoder, hidden_states, inputs["input_ids"], config, lengths, windows, self.teacher.num_frames
+        )
 
     def _weight(self, term: str) -> float:
         """What a term of `_distillation_terms` counts in Eq. A8: alpha, or beta lambda_m."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from modeling_rgpt4d.perception_decoder import PerceptionDecoder, frame_hidden_states
 
 from .distillation_windows import Window, cut, distillation_windows, video_lengths
-from .teachers import Teacher
+from .teachers import Teacher, windows_at_once
 
 
 def student_latents(
@@ -85,9 +85,11 @@ def perceive(
         decoder, hidden_states, inputs["input_ids"], model.config, lengths, windows, heads.num_frames
     )
     wanted = heads.signals if signals is None else signals
-    # One window after the other: a head's activations are a hundred times larger than what it gives.
-    parts = tqdm(latents.split(1), desc="windows", unit="window", disable=not show_progress)
-    decoded = [heads.decode(part, wanted) for part in parts]
+    decoded = []
+    with tqdm(total=len(latents), desc="windows", unit="window", disable=not show_progress) as bar:
+        for part in latents.split(windows_at_once(heads)):
+            decoded.append(heads.decode(part, wanted))
+            bar.update(len(part))
     return windows, {name: torch.cat([one[name] for one in decoded]) for name in wanted}
 
 

@@ -1,11 +1,23 @@
 import pytest
 import torch
 
-from trainer.decoded_distillation import WINDOWS_AT_ONCE, decoded_distillation, usable_windows, without
+from trainer import teachers
+from trainer.decoded_distillation import decoded_distillation, usable_windows, without
 from trainer.losses import explicit_distillation_loss
-from trainer.teachers import PerceptionTargets
+from trainer.teachers import PerceptionTargets, windows_at_once
 
 WEIGHTS = {"depth": 1.0, "flow": 0.1, "motion": 0.05, "camray": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def two_at_once(teacher, monkeypatch):
+    monkeypatch.setattr(teachers, "RELEASED_WINDOW", teacher.num_frames * teacher.image_size**2 * teacher.latent_shape[-1])
+
+
+def test_a_small_teacher_decodes_more_windows_at_once(teacher, monkeypatch):
+    assert windows_at_once(teacher) == 2
+    monkeypatch.setattr(teachers, "RELEASED_WINDOW", 50 * teachers.RELEASED_WINDOW)
+    assert windows_at_once(teacher) == 100
 
 
 @pytest.fixture
@@ -59,7 +71,7 @@ def test_one_head_on_few_windows_is_alive_at_a_time(teacher, targets, latents):
         return handle
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda handle: handle.tensor):
-        decoded_distillation(teacher, latents[:WINDOWS_AT_ONCE], targets, ["depth"], ["depth"])
+        decoded_distillation(teacher, latents[: windows_at_once(teacher)], targets, ["depth"], ["depth"])
         of_one, most = most, 0
         decoded_distillation(teacher, latents, targets, list(WEIGHTS), list(WEIGHTS))
     assert of_one <= most <= of_one + 8  # heads differ by some tensors; four at once would be four times as many

@@ -312,7 +312,8 @@ class NaNTeacher:
 
     def perceive(self, *args, **kwargs):
         targets = self.teacher.perceive(*args, **kwargs)
-        (targets.latents if self.signal is None else targets.signals[self.signal])[0].view(-1)[-1] = torch.nan
+        values = (targets.latents if self.signal is None else targets.signals[self.signal])[0]
+        values[(-1,) * values.ndim] = torch.nan
         return targets
 
 

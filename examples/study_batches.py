@@ -1,0 +1,282 @@
+"""What the processor makes of the study's clips, made once for all runs and kept on the GPU: a small model's step then waits
+neither for a tokenizer nor for a copy. The batches are those of `trainer.P4DCollator`, bit for bit.
+"""
+
+import functools
+import json
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+from transformers import AutoProcessor
+
+from datasets_rgpt4d.whole_files import write_text
+from datasets_rgpt4d.world4d_frames import World4DFrames, sampled_frames
+from datasets_rgpt4d.world4d_render import render_signals
+from trainer import P4DCollator
+from trainer.collator import IGNORE_INDEX
+
+AT_ONCE = 32
+LEVELS = 255
+TRUTH = ("depth", "flow", "flow_valid", "motion", "camray")
+
+
+def processor_with(folder: str | Path, time_cue: str):
+    """The processor of a model's folder with a time cue; TPE is no matter of the processor."""
+    return AutoProcessor.from_pretrained(
+        folder, trust_remote_code=True, time_cue=time_cue if time_cue in ("mark", "prompt") else "none"
+    )
+
+
+def _levels(pixel_values: torch.Tensor, processor) -> np.ndarray:
+    """The 8-bit frames `(..., 3, H, W)` whose normalised values these are."""
+    of_videos = processor.video_processor
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (of_videos.image_mean, of_videos.image_std))
+    return ((pixel_values * std + mean) * LEVELS).round().to(torch.uint8).numpy()
+
+
+@functools.lru_cache(maxsize=1)  # of each process that prepares
+def _opened(clips: Path, model: Path, time_cue: str, num_frames: int) -> tuple[World4DFrames, P4DCollator]:
+    torch.set_num_threads(1)
+    return World4DFrames(clips), P4DCollator(processor_with(model, time_cue), num_frames)
+
+
+def _prepare_conversations(
+    opened: tuple, conversations: list[list[int]]
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Ids and labels of each conversation, and its marked first frame."""
+    clips, collator = _opened(*opened)
+    rows = [clips.rows.select(of_one).to_list() for of_one in conversations]
+    batch = collator([{"id": some[0]["id"], "messages": clips.conversation(some)} for some in rows])
+    lengths = batch["attention_mask"].sum(1).tolist()
+    ids = [row[:n].numpy().astype(np.int32) for row, n in zip(batch["input_ids"], lengths, strict=True)]
+    labels = [row[:n].numpy().astype(np.int32) for row, n in zip(batch["labels"], lengths, strict=True)]
+    return ids, labels, _levels(batch["pixel_values_videos"][:, 0], collator.processor)
+
+
+def _prepare_clips(opened: tuple, clips_at_once: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of clips as the model sees them without regions, and their seconds."""
+    clips, collator = _opened(*opened)
+    batch = collator.processor.video_processor(
+        [clips.frames[clip] for clip in clips_at_once],
+        video_metadata=[
+            {name: clips.video(clip)[name] for name in ("fps", "frames_indices")} for clip in clips_at_once
+        ],
+        num_frames=collator.num_frames,
+        time_marks=collator.processor.time_cue == "mark",
+        return_tensors="pt",
+    )
+    return _levels(batch["pixel_values_videos"], collator.processor), batch["video_timestamps"].numpy()
+
+
+def prepare_batches(
+    folder: Path,
+    clips_folder: Path,
+    conversations: list[list[int]],
+    model: Path,
+    time_cue: str,
+    num_frames: int,
+    pool: Executor,
+) -> Path:
+    """Write to `folder`, unless it is there, what the processor gives for conversations about the clips of `clips_folder`.
+
+    Args:
+        conversations: of each the indices of its rows, which are about one clip.
+        model: folder with the processor.
+        time_cue, num_frames: of the processor.
+        pool: processes that do it.
+    """
+    if (folder / "batches.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = World4DFrames(clips_folder)
+    count, num_clips, side = len(conversations), len(clips.frames), clips.frames.shape[2]
+    first = open_memmap(folder / "first.npy", mode="w+", dtype=np.uint8, shape=(count, 3, side, side))
+    frames = open_memmap(folder / "frames.npy", mode="w+", dtype=np.uint8, shape=(num_clips, num_frames, 3, side, side))
+    seconds, ids, labels = [], [], []
+    opened = (clips_folder, model, time_cue, num_frames)
+    clip_parts = _parts(list(range(num_clips)))
+    of_clips = pool.map(functools.partial(_prepare_clips, opened), clip_parts)
+    parts = _parts(conversations)
+    of_conversations = pool.map(functools.partial(_prepare_conversations, opened), parts)
+    for part, (pictures, times) in zip(clip_parts, of_clips, strict=True):
+        frames[part[0] : part[-1] + 1] = pictures
+        seconds.append(times)
+    made = tqdm(of_conversations, f"batches of {folder.name}", len(parts))
+    for some_ids, some_labels, pictures in made:
+        first[len(ids) : len(ids) + len(some_ids)] = pictures
+        ids += some_ids
+        labels += some_labels
+    first.flush()
+    frames.flush()
+    clip_of_row = np.array(clips.rows["clip"])
+    np.save(folder / "clips.npy", np.array([clip_of_row[rows[0]] for rows in conversations]))
+    np.save(folder / "seconds.npy", np.concatenate(seconds))
+    np.save(folder / "ids.npy", np.concatenate(ids))
+    np.save(folder / "labels.npy", np.concatenate(labels))
+    np.save(folder / "ends.npy", np.cumsum([len(one) for one in ids]))
+    write_text(folder / "batches.json", json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
+    return folder
+
+
+def _parts(values: list) -> list[list]:
+    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]
+
+
+def value_table(video_processor) -> torch.Tensor:
+    """`(3, 256)` float32: what the processor makes of each level of each channel."""
+    levels = np.arange(LEVELS + 1, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    values = video_processor([levels], video_metadata=[{"fps": 1}], num_frames=1, do_resize=False, return_tensors="pt")[
+        "pixel_values_videos"
+    ]
+    return values.reshape(3, LEVELS + 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- truth
+
+
+def _truth_of_clip(job: tuple[str, Any, int, int, int]) -> dict[str, np.ndarray]:
+    dtype, scene, num_frames, size, ray_size = job
+    torch.set_num_threads(1)
+    times = scene.frame_times[sampled_frames(scene, num_frames)]
+    signals = render_signals(scene, times, size, ray_size, as_numpy=True)
+    return {name: signals[name] if signals[name].dtype == bool else signals[name].astype(dtype) for name in TRUTH}
+
+
+def prepare_truth(
+    folder: Path, clips_folder: Path, num_frames: int, size: int, ray_size: int, dtype: str, pool: Executor
+) -> Path:
+    """Write the exact signals of every clip on the teacher's grid to `folder`, one array a signal, unless they are there."""
+    if (folder / "truth.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = World4DFrames(clips_folder).scenes
+    jobs = [(dtype, scene, num_frames, size, ray_size) for scene in scenes]
+    arrays: dict[str, np.ndarray] = {}
+    made = pool.map(_truth_of_clip, jobs, chunksize=8)
+    for clip, signals in enumerate(tqdm(made, f"truth of {clips_folder.name}", len(jobs))):
+        for name, values in signals.items():
+            if clip == 0:
+                shape = (len(scenes), *values.shape)
+                arrays[name] = open_memmap(folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape)
+            arrays[name][clip] = values
+    for array in arrays.values():
+        array.flush()
+    write_text(folder / "truth.json", json.dumps({"size": size, "ray_size": ray_size, "dtype": dtype}) + "\n")
+    return folder
+
+
+class Truth:
+    """The exact signals of clips, as [`GroundTruthTeacher`] takes them; `(V, C, N, H, W)` float32 and bool."""
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.signals = {name: torch.from_numpy(np.load(folder / f"{name}.npy")).to(device) for name in TRUTH}
+
+    def __call__(self, clips: np.ndarray) -> dict[str, torch.Tensor]:
+        return {
+            name: values[torch.as_tensor(clips, device=values.device)].to(
+                torch.bool if values.dtype == torch.bool else torch.float32
+            )
+            for name, values in self.signals.items()
+        }
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+class Batches:
+    """Prepared conversations, and batches of them on a device.
+
+    Args:
+        folder: of `prepare_batches`.
+        clips: the clips that it was made of.
+        processor: gives the values of the 256 levels.
+        device: where frames lie.
+    """
+
+    def __init__(self, folder: Path, clips: World4DFrames, processor, device: torch.device):
+        self.clips, self.processor, self.device = clips, processor, device
+        self.ids, self.labels, ends = (np.load(folder / f"{name}.npy") for name in ("ids", "labels", "ends"))
+        self.starts, self.ends = np.concatenate([[0], ends[:-1]]), ends
+        self.clip = np.load(folder / "clips.npy")
+        self.seconds = np.load(folder / "seconds.npy")
+        self.first = torch.from_numpy(np.load(folder / "first.npy")).to(device)
+        self.frames = torch.from_numpy(np.load(folder / "frames.npy")).to(device)
+        # Without marks: the clips' own frames, where the processor drew seconds on those above.
+        own = torch.from_numpy(np.load(clips.folder / "frames.npy")).to(device).movedim(-1, 2)
+        self.unmarked = self.frames if torch.equal(own[:, : self.frames.shape[1]], self.frames) else own
+        self.table = value_table(processor.video_processor).to(device)
+        self.pad = processor.tokenizer.pad_token_id
+
+    def values(self, levels: torch.Tensor) -> torch.Tensor:
+        """`(..., 3, H, W)` uint8 -> the processor's float32 values."""
+        return torch.stack([self.table[c][levels[..., c, :, :].int()] for c in range(3)], dim=-3)
+
+    def batch(self, indices: list[int], answers: bool = True, unmarked: bool = False) -> dict[str, torch.Tensor]:
+        """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left."""
+        clip = self.clip[indices]
+        rows = [self.ids[self.starts[i] : self.ends[i]] for i in indices]
+        labels = [self.labels[self.starts[i] : self.ends[i]] for i in indices]
+        if not answers:
+            rows = [ids[: (of_row != IGNORE_INDEX).argmax()] for ids, of_row in zip(rows, labels, strict=True)]
+        longest = max(map(len, rows))
+        ids = np.full((len(rows), longest), self.pad, np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
+        answer = np.full((len(rows), longest), IGNORE_INDEX, np.int64)
+        for row, (one, of_row) in enumerate(zip(rows, labels, strict=True)):
+            where = slice(0, len(one)) if answers else slice(longest - len(one), longest)
+            ids[row, where], mask[row, where] = one, 1
+            if answers:
+                answer[row, where] = of_row
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if answers:
+            batch["labels"] = torch.from_numpy(answer)
+        batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
+        on_device = torch.as_tensor(clip, device=self.device)
+        frames = self.frames[on_device]
+        frames[:, 0] = self.first[torch.as_tensor(indices, device=self.device)]
+        batch["pixel_values_videos"] = self.values(frames)
+        batch["video_timestamps"] = torch.from_numpy(self.seconds[clip]).to(self.device)
+        if unmarked:
+            batch["unmarked_pixel_values_videos"] = self.values(self.unmarked[on_device])
+        return batch
+
+
+@dataclass
+class BatchCollator:
+    """Takes rows of `{"index"}`, which conversation; has the attributes that `P4DTrainer` looks at."""
+
+    batches: Batches
+    num_frames: int
+    window: int | None = None
+    unmarked: bool = False
+    pixels: str = "video"
+    targets: Truth | None = None
+
+    def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
+        indices = [row["index"] for row in rows]
+        batch = self.batches.batch(indices, unmarked=self.unmarked)
+        batch = change_pixels(batch, self.pixels, self.batches.clip[indices])
+        if self.targets is not None:
+            batch["perception_targets"] = self.targets(self.batches.clip[indices])
+        return batch
+
+
+def change_pixels(batch: dict[str, Any], pixels: str, clips: np.ndarray) -> dict[str, Any]:
+    """`zeroed` pixels, or frames `shuffled` while their times stay in order."""
+    for name in ("pixel_values_videos", "unmarked_pixel_values_videos"):
+        if name not in batch or pixels == "video":
+            continue
+        if pixels == "zeroed":
+            batch[name] = torch.zeros_like(batch[name])
+        else:
+            # The first frame keeps its place, because it carries the marks.
+            count = batch[name].shape[1] - 1
+            orders = np.stack([[0, *(1 + np.random.default_rng(int(clip)).permutation(count))] for clip in clips])
+            batch[name] = batch[name][torch.arange(len(orders))[:, None], torch.from_numpy(orders)]
+    return batch
