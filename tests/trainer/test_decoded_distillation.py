@@ -11,7 +11,9 @@ WEIGHTS = {"depth": 1.0, "flow": 0.1, "motion": 0.05, "camray": 0.05}
 
 @pytest.fixture(autouse=True)
 def two_at_once(teacher, monkeypatch):
-    monkeypatch.setattr(teachers, "RELEASED_WINDOW", teacher.num_frames * teacher.image_size**2 * teacher.latent_shape[-1])
+    monkeypatch.setattr(
+        teachers, "RELEASED_WINDOW", teacher.num_frames * teacher.image_size**2 * teacher.latent_shape[-1]
+    )
 
 
 def test_a_small_teacher_decodes_more_windows_at_once(teacher, monkeypatch):
