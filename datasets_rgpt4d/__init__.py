@@ -5,7 +5,7 @@ from .evaluation_prompts import evaluation_messages, evaluation_prompt
 from .media_check import unusable_media
 from .mixture import Mixture, SourceShare
 from .mmsi_bench import MMSIBenchQuestions
-from .multiple_choice import answer_letter, multiple_choice_prompt, to_messages
+from .multiple_choice import answer_letter, multiple_choice_prompt, to_conversation, to_messages
 from .omnispatial import OmniSpatialQuestions
 from .r4d_bench import R4DBenchQuestions
 from .robofac import RoboFAC
@@ -66,6 +66,7 @@ __all__ = [
     "scene_questions",
     "statistics_table",
     "timebench_rows",
+    "to_conversation",
     "to_messages",
     "training_messages",
     "unusable_media",

@@ -1,0 +1,60 @@
+import pytest
+
+from datasets_rgpt4d.world4d import CONFIGS
+from datasets_rgpt4d.world4d_captions import APPEARANCE_TASKS, CAPTION_TASK, appearance_questions, base_questions
+from datasets_rgpt4d.world4d_questions import first_frame_boxes
+
+SIZE_PX = 64
+SCENES = [CONFIGS[0].scene("train", index) for index in range(60)]
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return [(scene, row) for scene in SCENES for row in appearance_questions(scene, "train", SIZE_PX)]
+
+
+def asked_objects(scene, row):
+    boxes = {tuple(box): scene.objects[k] for k, box in first_frame_boxes(scene, SIZE_PX).items()}
+    return {f"<{region['name']}>": boxes[tuple(region["box"])] for region in row["regions"]}
+
+
+def test_every_kind_is_asked_and_the_answer_is_one_of_the_options(questions):
+    assert {row["task"] for _, row in questions} == {*APPEARANCE_TASKS}
+    assert all(row["options"].count(row["answer"]) == 1 for _, row in questions)
+
+
+def test_colours_and_shapes_are_those_of_the_marked_object(questions):
+    for scene, row in questions:
+        objects = asked_objects(scene, row)
+        if row["task"] == "Colour":
+            assert row["answer"] == objects["<obj_1>"].color
+        elif row["task"] == "Shape":
+            assert row["answer"] == objects["<obj_1>"].shape
+        elif row["task"] == "Which Mark":
+            assert row["answer"] in objects
+
+
+def test_numbers_and_sides_are_those_of_the_picture(questions):
+    for scene, row in questions:
+        if row["task"] == "Number":
+            visible = len(first_frame_boxes(scene, SIZE_PX))
+            assert row["answer"] in (str(visible), ("one", "two", "three", "four", "five", "six")[visible - 1])
+        if row["task"] == "Left or Right":
+            one, other = ((region["box"][0] + region["box"][2]) / 2 for region in row["regions"])
+            assert ("left" in row["answer"]) == (one < other)
+
+
+def test_a_caption_names_what_is_seen_and_no_movement():
+    for scene in SCENES:
+        caption = base_questions(scene, "train", SIZE_PX)[0]
+        assert caption["task"] == CAPTION_TASK and caption["options"] == []
+        assert sum(caption["answer"].count(item.color) for item in scene.objects) >= len(
+            {i.color for i in scene.objects}
+        )
+        for word in ("move", "turn", "second", "metre", "fast", "slow", "spin"):
+            assert word not in caption["answer"]
+
+
+def test_the_same_scene_gives_the_same_questions():
+    assert base_questions(SCENES[0], "train", SIZE_PX) == base_questions(SCENES[0], "train", SIZE_PX)
+    assert base_questions(SCENES[0], "train", SIZE_PX) != base_questions(SCENES[0], "validation", SIZE_PX)

@@ -1,0 +1,134 @@
+"""The study from the clips to the document, with a model and a teacher that are trained for two steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datasets_rgpt4d.world4d_frames import World4DFrames
+from trainer import P4DCollator
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CONFIG = yaml.safe_load((EXAMPLES / "configs" / "study.yaml").read_text(encoding="utf-8"))
+SMALL = {
+    "data": {"size_px": 64, "num_frames": 8, "train_clips": 6, "base_clips": 4, "test_clips": 2},
+    "model": {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "vocab_size": 400},
+    "teacher": {
+        **{
+            "steps": 1,
+            "batch-size": 2,
+            "eval-clips": 2,
+            "hidden-size": 32,
+            "heads": 2,
+            "feature-dim": 4,
+            "last-dim": 4,
+        },
+        **{"image-size": 64, "patch-size": 16},
+    },
+    "test": {"batch_size": 32, "max_new_tokens": 2},
+    "training": {
+        **{"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "bf16": False, "warmup_steps": 0},
+        "decoder_hidden_size": 16,
+    },
+    "seeds": [0],
+}
+ROWS = ("base", "p4d", "mark", "release_states", "one_frame", "probe_sft")
+
+
+def study(tmp_path, *arguments, status=0):
+    command = [sys.executable, str(EXAMPLES / "study.py"), "--config", str(tmp_path / "study.yaml")]
+    command += [
+        "--work",
+        str(tmp_path / "work"),
+        "--records",
+        str(tmp_path / "study"),
+        "--parallel",
+        "1",
+        "--num-proc",
+        "1",
+    ]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=EXAMPLES.parent)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def write_config(tmp_path, **training):
+    config = {**CONFIG, **SMALL, "training": {**CONFIG["training"], **SMALL["training"], **training}}
+    few = {"max_steps": 2, "perception_clips": 2, "inference": False, "picture_steps": [0, 2]}
+    changed = {
+        name: {**(row or {}), **{k: v for k, v in few.items() if k in (row or {})}}
+        for name, row in CONFIG["rows"].items()
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**config, "rows": changed}), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("study")
+    write_config(tmp_path)
+    study(tmp_path, "--rows", *ROWS)
+    return tmp_path
+
+
+def test_rows_and_all_that_they_need_leave_records_and_a_document(finished):
+    records = {path.stem for path in (finished / "study" / "records").iterdir()}
+    assert records == {"teacher", "base-0", "sft-0", *(f"{row}-0" for row in ROWS if row != "base")}
+    record = json.loads((finished / "study" / "records" / "p4d-0.json").read_text())
+    items = json.loads((finished / "study" / "items.json").read_text())
+    assert record["items_sha256"] == items["sha256"]
+    assert {*record["tests"]} == {"test", "shuffled", "zeroed"}
+    assert all(len(test["letters"]) == len(items["items"]) for test in record["tests"].values())
+    assert len(record["perception"]["student"]["depth_abs_rel"]) == 2
+    assert {"loss_sft", "loss_ld", "loss_ed"} <= {*record["log"][0]}
+    assert (finished / "study" / "pictures.npz").exists()
+    assert "Table 4" in (finished / "STUDY.md").read_text()
+
+
+def test_what_is_recorded_is_not_made_again_and_a_removed_record_is(finished):
+    records = finished / "study" / "records"
+    untouched = {path: path.stat().st_mtime_ns for path in records.iterdir() if path.stem != "one_frame-0"}
+    (records / "one_frame-0.json").unlink()
+    (finished / "work" / "records" / "one_frame-0.json").unlink()
+    assert "one_frame-0 done" in study(finished, "--rows", *ROWS)
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+
+
+def test_a_record_of_other_settings_is_refused(finished):
+    write_config(finished, learning_rate=0.5)
+    said = study(finished, "--rows", "p4d", status=1)
+    write_config(finished)
+    assert "p4d-0.json was made with other settings of ['learning_rate']" in said
+
+
+def test_a_failed_run_is_named(finished):
+    config = yaml.safe_load((finished / "study.yaml").read_text())
+    config["rows"]["wrong"] = {"signals": ["smell"]}
+    (finished / "study.yaml").write_text(yaml.safe_dump(config))
+    said = study(finished, "--rows", "wrong", status=1)
+    write_config(finished)
+    assert "wrong-0 failed, see" in said and "smell" in said
+
+
+@pytest.mark.parametrize("row", ["p4d", "mark", "one_frame"])
+def test_prepared_batches_equal_the_collators(finished, monkeypatch, row):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from study_batches import Batches, processor_with
+    from study_run import batches_name, conversations, row_settings
+
+    settings = row_settings(yaml.safe_load((finished / "study.yaml").read_text()), row)
+    work = finished / "work"
+    clips = World4DFrames(work / "data" / "train")
+    processor = processor_with(work / "initial", settings["time_cue"])
+    batches = Batches(work / "data" / batches_name(settings, "train"), clips, processor, torch.device("cpu"))
+    rows = conversations(clips.rows, settings, "train")
+    indices = [4, 0, 3]
+    messages = [clips.conversation(clips.rows.select(rows[index]).to_list()) for index in indices]
+    expected = P4DCollator(processor, settings["num_frames"])([{"messages": one} for one in messages])
+    found = batches.batch(indices, unmarked=True)
+    assert {*found} == {*expected}
+    for name, values in expected.items():
+        assert torch.equal(found[name], values), name
