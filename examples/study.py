@@ -163,12 +163,13 @@ def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str
     """The runs that have no record yet, and those whose models they need and that are not in `work`."""
     jobs: dict[str, Job] = {}
 
-    def add(row: str, seed: int) -> str:
-        """The name of the job that makes this model."""
+    def add(row: str, seed: int, again: bool = False) -> str:
+        """The name of the job that makes this model; it is made anew if `again`."""
         settings = {} if row == "teacher" else row_settings(config, row)
         seed = 0 if row in ("teacher", "base") else seed
-        if Job(row, seed).made(work).exists() or Job(row, seed).name in jobs:
-            return Job(row, seed).name
+        job = Job(row, seed)
+        if job.name in jobs or (job.made(work).exists() and not again):
+            return job.name
         needs = []
         if settings.get("start", "initial") != "initial":
             needs.append(add(settings["start"], seed))
@@ -184,7 +185,7 @@ def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str
             if recorded.exists():
                 check_record(config, recorded)
             else:
-                add(row, seed)
+                add(row, seed, again=True)
     return list(jobs.values())
 
 
