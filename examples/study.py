@@ -48,7 +48,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["study_run"])
 EXAMPLES = Path(__file__).resolve().parent
 TOKENIZER_ROWS = 10_000
-CONFIG, RECORDS = EXAMPLES / "configs" / "study.yaml", EXAMPLES.parent / "study"
+CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 
 
 # --------------------------------------------------------------------------------------------------------- preparation

@@ -1,6 +1,6 @@
-"""One run of the study: train a row of examples/configs/study.yaml with a seed, test it, and write its record.
+"""One run of the study: train a row of examples/study.yaml with a seed, test it, and write its record.
 
-    python examples/study_run.py --config examples/configs/study.yaml --work runs/study --row p4d --seed 0
+    python examples/study_run.py --config examples/study.yaml --work runs/study --row p4d --seed 0
 
 examples/study.py starts these side by side. What a row needs lies in --work: `data`, `teacher`, `base`, and the models
 of the rows that it starts from.

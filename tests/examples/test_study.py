@@ -13,7 +13,7 @@ from datasets_rgpt4d.world4d_frames import World4DFrames
 from trainer import P4DCollator
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-CONFIG = yaml.safe_load((EXAMPLES / "configs" / "study.yaml").read_text(encoding="utf-8"))
+CONFIG = yaml.safe_load((EXAMPLES / "study.yaml").read_text(encoding="utf-8"))
 SMALL = {
     "data": {"size_px": 64, "num_frames": 8, "train_clips": 6, "base_clips": 4, "test_clips": 2},
     "model": {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "vocab_size": 400},
@@ -110,6 +110,20 @@ def test_a_failed_run_is_named(finished):
     said = study(finished, "--rows", "wrong", status=1)
     write_config(finished)
     assert "wrong-0 failed, see" in said and "smell" in said
+
+
+@pytest.mark.parametrize("row", list(CONFIG["rows"]))
+def test_rows_set_options_that_exist(monkeypatch, tmp_path, row):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from study_run import STUDY_OPTIONS, RunArguments, row_settings
+    from transformers import HfArgumentParser
+
+    from trainer import P4DConfig
+
+    options = {name: value for name, value in row_settings(CONFIG, row).items() if name not in STUDY_OPTIONS}
+    options |= {"model": "here", "output_dir": str(tmp_path), "bf16": False, "teacher": None}
+    _, args = HfArgumentParser((RunArguments, P4DConfig)).parse_dict(options)  # refuses what is unknown
+    assert args.max_steps == CONFIG["rows"][row].get("max_steps", CONFIG["training"]["max_steps"])
 
 
 @pytest.mark.parametrize("row", ["p4d", "mark", "one_frame"])

@@ -216,6 +216,7 @@ class EchoHeads:
     """Heads that give back the latents: what the decoder was given can be seen behind them."""
 
     num_frames, signals = 2, ("latents",)
+    image_size, latent_shape = 8, (1, 2, 2, 2, 4)  # how many windows fit at once
 
     def decode(self, latents, signals):
         return {name: latents[:, 0] for name in signals}
