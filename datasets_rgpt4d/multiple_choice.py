@@ -84,13 +84,15 @@ def to_conversation(
     anew, in the order in which the questions name them.
 
     Args:
-        rows: as [`to_messages`] takes them, all with the video of the first.
+        rows: as [`to_messages`] takes them, all with the same video; each region has a `box`.
         answer_with: as there.
         with_answer: False leaves the last answer out, as evaluation wants it.
-    Raises: `ValueError` without rows.
+    Raises: `ValueError` without rows, or if they have several videos.
     """
     if not rows:
         raise ValueError("A conversation needs at least one question.")
+    if any(row["video"] != rows[0]["video"] for row in rows):
+        raise ValueError("The questions of a conversation must be about one video, and these have several.")
     names: dict[tuple[float, ...], str] = {}
     regions, messages = [], []
     for row in rows:

@@ -16,6 +16,8 @@ from datasets import Dataset, Features, List, Value
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
+from modeling_rgpt4d.video_decoding import uniform_indices
+
 from .multiple_choice import to_conversation
 from .whole_files import write_text
 from .world4d import SUPERSAMPLE, World4DConfig
@@ -39,16 +41,11 @@ ROW_FEATURES = Features(
 FRAMES, SCENES, ROWS, COMPLETE = "frames.npy", "scenes.jsonl", "rows", "frames.json"
 
 
-def sampled_frames(scene: Scene, num_frames: int) -> np.ndarray:
-    """Indices of the frames that a processor samples from the scene's video: evenly from the first to the last."""
-    return np.linspace(0, scene.num_frames - 1, num_frames).round().astype(np.int64)
-
-
 def _make_clip(job: tuple[World4DConfig, str, int, int, Ask]) -> tuple[int, str, np.ndarray, list[dict[str, Any]]]:
     torch.set_num_threads(1)
     config, split, index, num_frames, ask = job
     scene = config.scene(split, index)
-    times = scene.frame_times[sampled_frames(scene, num_frames)]
+    times = scene.frame_times[uniform_indices(scene.num_frames, num_frames)]
     frames = render_frames(scene, times, config.size_px, supersample=SUPERSAMPLE, as_numpy=True)
     return index, scene.to_json(), frames, ask(scene, split, config.size_px)
 
@@ -129,14 +126,10 @@ class World4DFrames:
         self.scenes = [Scene.from_json(line) for line in (folder / SCENES).read_text(encoding="utf-8").splitlines()]
         self.rows = Dataset.load_from_disk(folder / ROWS)
 
-    def __reduce__(self):
-        # `datasets` hashes what a transform refers to, and would read all frames for it
-        return World4DFrames, (self.folder,)
-
     def video(self, clip: int) -> dict[str, Any]:
         """The clip as a block of a message: what was sampled from it, and when."""
         scene = self.scenes[clip]
-        indices = sampled_frames(scene, self.frames.shape[1])
+        indices = uniform_indices(scene.num_frames, self.frames.shape[1])
         return {"type": "video", "video": self.frames[clip], "fps": scene.fps, "frames_indices": indices}
 
     def messages(self, row: dict[str, Any], with_answer: bool = True) -> list[dict[str, Any]]:

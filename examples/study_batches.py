@@ -16,10 +16,12 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from datasets_rgpt4d.whole_files import write_text
-from datasets_rgpt4d.world4d_frames import World4DFrames, sampled_frames
+from datasets_rgpt4d.world4d_frames import World4DFrames
 from datasets_rgpt4d.world4d_render import render_signals
+from modeling_rgpt4d.video_decoding import uniform_indices
 from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
+from trainer.perception_pictures import shown_frames
 
 AT_ONCE = 32
 LEVELS = 255
@@ -35,9 +37,8 @@ def processor_with(folder: str | Path, time_cue: str):
 
 def _levels(pixel_values: torch.Tensor, processor) -> np.ndarray:
     """The 8-bit frames `(..., 3, H, W)` whose normalised values these are."""
-    of_videos = processor.video_processor
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (of_videos.image_mean, of_videos.image_std))
-    return ((pixel_values * std + mean) * LEVELS).round().to(torch.uint8).numpy()
+    frames = shown_frames(pixel_values.flatten(end_dim=-4), processor.video_processor)
+    return np.moveaxis(frames, -1, 1).reshape(pixel_values.shape)
 
 
 @functools.lru_cache(maxsize=1)  # of each process that prepares
@@ -143,7 +144,7 @@ def value_table(video_processor) -> torch.Tensor:
 def _truth_of_clip(job: tuple[str, Any, int, int, int]) -> dict[str, np.ndarray]:
     dtype, scene, num_frames, size, ray_size = job
     torch.set_num_threads(1)
-    times = scene.frame_times[sampled_frames(scene, num_frames)]
+    times = scene.frame_times[uniform_indices(scene.num_frames, num_frames)]
     signals = render_signals(scene, times, size, ray_size, as_numpy=True)
     return {name: signals[name] if signals[name].dtype == bool else signals[name].astype(dtype) for name in TRUTH}
 

@@ -1,12 +1,9 @@
-"""STUDY.md and its figures, from the study's records alone; the same records give the same bytes.
-
-    python examples/study_report.py --records study --output STUDY.md
+"""STUDY.md and its figures, from the study's records alone; the same records give the same bytes: `study.py --document`.
 
 An explanation of a claim's result that was tested can stand in `notes.md` of the records' folder, below a line
 `## claim 4` or `## claim 4b`; it is put below the table of claims.
 """
 
-import argparse
 import os
 import re
 from collections import Counter
@@ -431,17 +428,3 @@ def _provenance(study: Study) -> list[str]:
             f"- Teacher: {record['parameters']:,} parameters, {record['clips_shown']:,} clips, {record['training_seconds']:.0f} s."
         )
     return ["\n".join(told)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--records", type=Path, default=Path("study"), help="folder of items.json and records/ (default: %(default)s)"
-    )
-    parser.add_argument("--output", type=Path, default=Path("STUDY.md"), help="the document (default: %(default)s)")
-    args = parser.parse_args()
-    write_study(args.records, args.output)
-
-
-if __name__ == "__main__":
-    main()

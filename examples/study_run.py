@@ -1,12 +1,8 @@
-"""One run of the study: train a row of examples/study.yaml with a seed, test it, and write its record.
+"""One run of the study: train a row of examples/study.yaml with a seed, and test it. examples/study.py makes these side by side.
 
-    python examples/study_run.py --config examples/study.yaml --work runs/study --row p4d --seed 0
-
-examples/study.py starts these side by side. What a row needs lies in --work: `data`, `teacher`, `base`, and the models
-of the rows that it starts from.
+What a row needs lies in the folder `work`: `data`, `teacher`, `initial`, and the models of the rows that it starts from.
 """
 
-import argparse
 import functools
 import hashlib
 import json
@@ -19,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset
 from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
 from tqdm import tqdm
 from train import RunArguments, load_student, load_teacher
 from transformers import HfArgumentParser, TrainerCallback, set_seed
 
-from datasets_rgpt4d.whole_files import write_text
 from datasets_rgpt4d.world4d_frames import World4DFrames
 from metrics_rgpt4d import R4DBench
 from modeling_rgpt4d.perception_decoder import frame_hidden_states
@@ -340,27 +334,3 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "evaluate": round(time.perf_counter() - trained, 1),
     }
     return record
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="the study's configuration")
-    parser.add_argument("--work", type=Path, required=True, help="folder of data and models")
-    parser.add_argument("--row", required=True, help="which row of the configuration")
-    parser.add_argument("--seed", type=int, default=0, help="of batches and new weights (default: %(default)s)")
-    parser.add_argument("--record", type=Path, help="file to write (default: <work>/records/<row>-<seed>.json)")
-    args = parser.parse_args()
-    config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-    target = args.record or args.work / "records" / f"{args.row}-{args.seed}.json"
-    record = run(config, args.work, args.row, args.seed)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, json.dumps(record) + "\n")
-    if "tests" in record:
-        scores = record["tests"]["test"]["scores"]
-        print(
-            f"{args.row} seed {args.seed}: Avg {scores['Avg']:.1f}, TimeBench {scores['other']['TimeBench']['accuracy']:.1f}"
-        )
-
-
-if __name__ == "__main__":
-    main()

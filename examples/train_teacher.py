@@ -15,7 +15,6 @@ import platform
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -26,6 +25,7 @@ from datasets_rgpt4d.world4d import CONFIGS, MAX_CLIPS, SUPERSAMPLE, World4DConf
 from datasets_rgpt4d.world4d_render import render_frames, render_signals
 from modeling_rgpt4d.configuration_l4p import L4PConfig
 from modeling_rgpt4d.modeling_l4p import SIGNALS, L4PModel
+from modeling_rgpt4d.video_decoding import uniform_indices
 from trainer.signal_errors import MeanWithInterval, signal_errors
 
 WORLD4D = {config.name: config for config in CONFIGS}
@@ -49,9 +49,9 @@ class World4DClips(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         config = self.config
         scene = self.world.scene(self.split, index)
-        # As a processor samples a video: evenly over the whole clip.
-        frames = np.linspace(0, scene.num_frames - 1, config.num_frames).round().astype(int)
-        times = scene.frame_times[frames]
+        times = scene.frame_times[
+            uniform_indices(scene.num_frames, config.num_frames)
+        ]  # as a processor samples a video
         rgb = render_frames(scene, times, config.image_size, supersample=SUPERSAMPLE).permute(0, 3, 1, 2) / 255
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
         signals = render_signals(scene, times, config.image_size, config.grid)

@@ -6,6 +6,7 @@ import pytest
 from datasets_rgpt4d import to_conversation
 from datasets_rgpt4d.world4d import CONFIGS, clip_rows
 from datasets_rgpt4d.world4d_frames import World4DFrames, save_frames
+from datasets_rgpt4d.world4d_questions import scene_questions
 from modeling_rgpt4d import decode_video
 
 TINY = dataclasses.replace(CONFIGS[0], size_px=64, train_clips=3)
@@ -34,8 +35,6 @@ def test_questions_are_those_of_the_clips(clips):
 
 
 def clip_rows_without_video(clip):
-    from datasets_rgpt4d.world4d_questions import scene_questions
-
     questions = scene_questions(TINY.scene("train", clip), "train", 64)
     return [(question["question"], question["answer"]) for question in questions]
 
@@ -90,3 +89,9 @@ def test_an_open_question_says_its_answer():
 def test_a_conversation_without_questions_is_refused():
     with pytest.raises(ValueError, match="at least one question"):
         to_conversation([])
+
+
+def test_a_conversation_about_several_videos_is_refused():
+    rows = [question("Where?", ["a", "b"], "a"), {**question("Where?", ["a", "b"], "a"), "video": "other.mp4"}]
+    with pytest.raises(ValueError, match="about one video"):
+        to_conversation(rows)

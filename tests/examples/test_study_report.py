@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LETTERS = np.array(list("ABCDE"))
 with pytest.MonkeyPatch.context() as patch:  # scripts of a folder import each other by their bare names
     patch.syspath_prepend(EXAMPLES)
+    import study
     import study_report
     from study_claims import all_claims, points_between
     from study_records import PAPER_SCORES, ROWS, SEEDS, Study
@@ -447,10 +448,9 @@ def test_record_that_does_not_fit_is_refused(tmp_path, change, message):
 
 
 def test_command_writes_the_document(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sys, "argv", ["study_report.py", "--records", str(folder), "--output", str(tmp_path / "STUDY.md")]
-    )
-    study_report.main()
+    arguments = ["--document", "--records", str(folder), "--output", str(tmp_path / "STUDY.md")]
+    monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+    study.main()
     assert (tmp_path / "STUDY.md").read_text().startswith("# ")
     with pytest.raises(SystemExit, match=r"run examples/study\.py first"):
         study_report.write_study(tmp_path / "nothing", tmp_path / "STUDY.md")

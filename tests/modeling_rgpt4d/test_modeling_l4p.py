@@ -5,7 +5,7 @@ import torch
 from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
 
 from modeling_rgpt4d.configuration_l4p import L4PConfig
-from modeling_rgpt4d.modeling_l4p import SIGNALS, L4PModel, sinusoidal_positions
+from modeling_rgpt4d.modeling_l4p import SIGNALS, L4PModel, kept_interpolation_matrix, sinusoidal_positions
 
 
 def tiny_config(**changes) -> L4PConfig:
@@ -111,6 +111,17 @@ def test_gradients_reach_the_latents_through_frozen_heads():
         for tap in range(4):
             assert latents.grad[:, tap].abs().sum() > 0, f"{signal} does not read tap {tap}"
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_inference_mode_made_first_serves_a_backward_pass():
+    kept_interpolation_matrix.cache_clear()
+    model = L4PModel(tiny_config()).eval().requires_grad_(False)
+    latents = torch.randn(1, *model.config.latent_shape, requires_grad=True)
+    with torch.inference_mode():
+        expected = model.decode(latents, ["depth"])["depth"]
+    found = model.decode(latents, ["depth"])["depth"]
+    found.sum().backward()
+    assert torch.equal(found, expected) and latents.grad.abs().sum() > 0
 
 
 def test_every_parameter_is_trained():
