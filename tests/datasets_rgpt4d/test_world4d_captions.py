@@ -1,7 +1,14 @@
 import pytest
 
 from datasets_rgpt4d.world4d import CONFIGS
-from datasets_rgpt4d.world4d_captions import APPEARANCE_TASKS, CAPTION_TASK, appearance_questions, base_questions
+from datasets_rgpt4d.world4d_captions import (
+    APPEARANCE_TASKS,
+    CAPTION_TASK,
+    REGION_TASK,
+    appearance_questions,
+    base_questions,
+    region_captions,
+)
 from datasets_rgpt4d.world4d_questions import first_frame_boxes
 
 SIZE_PX = 64
@@ -53,6 +60,19 @@ def test_a_caption_names_what_is_seen_and_no_movement():
         )
         for word in ("move", "turn", "second", "metre", "fast", "slow", "spin"):
             assert word not in caption["answer"]
+
+
+def test_region_captions_describe_each_object_by_its_mark():
+    for scene in SCENES:
+        row = region_captions(scene, "train", SIZE_PX)
+        objects = asked_objects(scene, row)
+        told = row["answer"].removesuffix(".").split(". ")
+        assert row["task"] == REGION_TASK and row["options"] == []
+        assert len(told) == len(objects) == len(first_frame_boxes(scene, SIZE_PX))
+        for sentence, (mark, item) in zip(told, objects.items(), strict=True):
+            assert sentence.startswith(f"{mark} is a ") and f"{item.color} {item.shape}" in sentence
+    orders = [list(asked_objects(scene, region_captions(scene, "train", SIZE_PX)).values()) for scene in SCENES]
+    assert any(order != list(scene.objects) for order, scene in zip(orders, SCENES, strict=True))
 
 
 def test_the_same_scene_gives_the_same_questions():

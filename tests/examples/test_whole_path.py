@@ -175,11 +175,7 @@ def test_evaluation_goes_on_where_it_stopped_and_asking_works(path):
 
 @pytest.mark.parametrize(
     "script",
-    sorted(
-        path.name
-        for path in EXAMPLES.glob("*.py")
-        if 'if __name__ == "__main__":' in path.read_text()
-    ),
+    sorted(path.name for path in EXAMPLES.glob("*.py") if 'if __name__ == "__main__":' in path.read_text()),
 )
 def test_help_suffices(script):
     assert "--" in checked(run_example(script, "--help"))
