@@ -54,23 +54,24 @@ CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 # --------------------------------------------------------------------------------------------------------- preparation
 
 
-def world(config: dict[str, Any], **clips: int) -> World4DConfig:
-    """World4D as the study has it: the scenes of `tiny` in the model's own resolution."""
+def world(**clips: int) -> World4DConfig:
+    """World4D as the study has it: as `tiny`, with more clips."""
     (tiny,) = (one for one in CONFIGS if one.name == "tiny")
-    return dataclasses.replace(tiny, size_px=config["data"]["size_px"], **clips)
+    return dataclasses.replace(tiny, **clips)
 
 
 def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor) -> None:
     """Clips, the list of test questions, the model with random weights, and what its processor makes of the clips."""
     data, folder = config["data"], work / "data"
     worlds = {
-        "train": (world(config, train_clips=data["train_clips"]), "train", scene_questions),
-        "test": (world(config, test_clips=data["test_clips"]), "test", scene_questions),
+        "train": (world(train_clips=data["train_clips"]), "train", scene_questions),
+        "test": (world(test_clips=data["test_clips"]), "test", scene_questions),
         # Another seed: scenes that no other split has.
-        "base": (world(config, train_clips=data["base_clips"], seed=1), "train", base_questions),
+        "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),
     }
+    frames = dict.fromkeys(worlds, data["num_frames"]) | {"base": row_settings(config, "base")["num_frames"]}
     clips = {
-        name: World4DFrames(save_frames(folder / name, one, split, data["num_frames"], ask, pool, progress=True))
+        name: World4DFrames(save_frames(folder / name, one, split, frames[name], ask, pool, progress=True))
         for name, (one, split, ask) in worlds.items()
     }
     write_text(work / "items.json", test_items(config, clips["test"]))

@@ -60,7 +60,7 @@ def _prepare_conversations(
     return ids, labels, _levels(batch["pixel_values_videos"][:, 0], collator.processor)
 
 
-def _prepare_clips(opened: tuple, clips_at_once: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _prepare_clips(opened: tuple, time_marks: bool, clips_at_once: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """The frames of clips as the model sees them without regions, and their seconds."""
     clips, collator = _opened(*opened)
     batch = collator.processor.video_processor(
@@ -69,7 +69,7 @@ def _prepare_clips(opened: tuple, clips_at_once: list[int]) -> tuple[np.ndarray,
             {name: clips.video(clip)[name] for name in ("fps", "frames_indices")} for clip in clips_at_once
         ],
         num_frames=collator.num_frames,
-        time_marks=collator.processor.time_cue == "mark",
+        time_marks=time_marks,
         return_tensors="pt",
     )
     return _levels(batch["pixel_values_videos"], collator.processor), batch["video_timestamps"].numpy()
@@ -95,34 +95,47 @@ def prepare_batches(
     if (folder / "batches.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    clips = World4DFrames(clips_folder)
-    count, num_clips, side = len(conversations), len(clips.frames), clips.frames.shape[2]
-    first = open_memmap(folder / "first.npy", mode="w+", dtype=np.uint8, shape=(count, 3, side, side))
-    frames = open_memmap(folder / "frames.npy", mode="w+", dtype=np.uint8, shape=(num_clips, num_frames, 3, side, side))
-    seconds, ids, labels = [], [], []
-    opened = (clips_folder, model, time_cue, num_frames)
-    clip_parts = _parts(list(range(num_clips)))
-    of_clips = pool.map(functools.partial(_prepare_clips, opened), clip_parts)
-    parts = _parts(conversations)
+    clips, side = World4DFrames(clips_folder), _side(model, time_cue)
+    opened, parts = (clips_folder, model, time_cue, num_frames), _parts(conversations)
     of_conversations = pool.map(functools.partial(_prepare_conversations, opened), parts)
-    for part, (pictures, times) in zip(clip_parts, of_clips, strict=True):
-        frames[part[0] : part[-1] + 1] = pictures
-        seconds.append(times)
-    made = tqdm(of_conversations, f"batches of {folder.name}", len(parts))
-    for some_ids, some_labels, pictures in made:
+    first = open_memmap(folder / "first.npy", mode="w+", dtype=np.uint8, shape=(len(conversations), *side))
+    ids, labels = [], []
+    for some_ids, some_labels, pictures in tqdm(of_conversations, f"batches of {folder.name}", len(parts)):
         first[len(ids) : len(ids) + len(some_ids)] = pictures
         ids += some_ids
         labels += some_labels
     first.flush()
-    frames.flush()
+    seconds = _write_frames(folder / "frames.npy", opened, time_cue == "mark", len(clips.frames), side, pool)
+    if time_cue == "mark":  # a teacher sees frames without seconds on them
+        _write_frames(folder / "unmarked.npy", opened, False, len(clips.frames), side, pool)
     clip_of_row = np.array(clips.rows["clip"])
     np.save(folder / "clips.npy", np.array([clip_of_row[rows[0]] for rows in conversations]))
-    np.save(folder / "seconds.npy", np.concatenate(seconds))
+    np.save(folder / "seconds.npy", seconds)
     np.save(folder / "ids.npy", np.concatenate(ids))
     np.save(folder / "labels.npy", np.concatenate(labels))
     np.save(folder / "ends.npy", np.cumsum([len(one) for one in ids]))
     write_text(folder / "batches.json", json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
     return folder
+
+
+def _side(model: Path, time_cue: str) -> tuple[int, int, int]:
+    size = processor_with(model, time_cue).video_processor.size
+    return 3, size["height"], size["width"]
+
+
+def _write_frames(
+    file: Path, opened: tuple, time_marks: bool, count: int, side: tuple[int, int, int], pool: Executor
+) -> np.ndarray:
+    """Write the frames of all clips, `(count, num_frames, 3, H, W)` uint8; returns their seconds."""
+    *_, num_frames = opened
+    frames = open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, num_frames, *side))
+    parts, seconds = _parts(list(range(count))), []
+    made = pool.map(functools.partial(_prepare_clips, opened, time_marks), parts)
+    for part, (pictures, times) in zip(parts, made, strict=True):
+        frames[part[0] : part[-1] + 1] = pictures
+        seconds.append(times)
+    frames.flush()
+    return np.concatenate(seconds)
 
 
 def _parts(values: list) -> list[list]:
@@ -208,9 +221,9 @@ class Batches:
         self.seconds = np.load(folder / "seconds.npy")
         self.first = torch.from_numpy(np.load(folder / "first.npy")).to(device)
         self.frames = torch.from_numpy(np.load(folder / "frames.npy")).to(device)
-        # Without marks: the clips' own frames, where the processor drew seconds on those above.
-        own = torch.from_numpy(np.load(clips.folder / "frames.npy")).to(device).movedim(-1, 2)
-        self.unmarked = self.frames if torch.equal(own[:, : self.frames.shape[1]], self.frames) else own
+        self.unmarked = self.frames
+        if (folder / "unmarked.npy").exists():
+            self.unmarked = torch.from_numpy(np.load(folder / "unmarked.npy")).to(device)
         self.table = value_table(processor.video_processor).to(device)
         self.pad = processor.tokenizer.pad_token_id
 

@@ -15,7 +15,7 @@ from trainer import P4DCollator
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIG = yaml.safe_load((EXAMPLES / "study.yaml").read_text(encoding="utf-8"))
 SMALL = {
-    "data": {"size_px": 64, "num_frames": 8, "train_clips": 6, "base_clips": 4, "test_clips": 2},
+    "data": {"num_frames": 8, "train_clips": 6, "base_clips": 4, "test_clips": 2},
     "model": {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "vocab_size": 400},
     "teacher": {
         **{
