@@ -12,6 +12,7 @@ run again. Records lie in the folder `study`, data and models in --work.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -39,6 +40,7 @@ from datasets_rgpt4d import answer_letter
 from datasets_rgpt4d.whole_files import write_text
 from datasets_rgpt4d.world4d import CONFIGS, World4DConfig
 from datasets_rgpt4d.world4d_captions import base_questions
+from datasets_rgpt4d.world4d_difficulty import clip_difficulty
 from datasets_rgpt4d.world4d_frames import World4DFrames, save_frames
 from datasets_rgpt4d.world4d_questions import scene_questions
 from modeling_rgpt4d.time_marks import time_prompt
@@ -74,7 +76,7 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         name: World4DFrames(save_frames(folder / name, one, split, frames[name], ask, pool, progress=True))
         for name, (one, split, ask) in worlds.items()
     }
-    write_text(work / "items.json", test_items(config, clips["test"]))
+    write_text(work / "items.json", test_items(config, clips["test"], pool))
     if not (work / "initial").exists():
         make_initial_model(config, work, [text for name in ("train", "base") for text in spoken(clips[name])])
 
@@ -119,8 +121,9 @@ def spoken(clips: World4DFrames) -> list[str]:
     return texts + [time_prompt(scene.duration_s + 1 / scene.fps, scene.fps) for scene in clips.scenes[:TOKENIZER_ROWS]]
 
 
-def test_items(config: dict[str, Any], test: World4DFrames) -> str:
-    """What the document must know of the test questions, with a hash that every record repeats."""
+def test_items(config: dict[str, Any], test: World4DFrames, pool: Executor) -> str:
+    """What the document must know of the test clips and their questions, with a hash that every record repeats."""
+    num_frames = config["data"]["num_frames"]
     items = [
         {
             "id": row["id"],
@@ -132,7 +135,13 @@ def test_items(config: dict[str, Any], test: World4DFrames) -> str:
         for row in test.rows
     ]
     lines = json.dumps([[*item.values()] for item in items])
-    content = {"data": config["data"], "sha256": hashlib.sha256(lines.encode()).hexdigest(), "items": items}
+    content = {
+        "data": config["data"],
+        "seeds": config["seeds"],
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "clips": list(pool.map(functools.partial(clip_difficulty, num_frames=num_frames), test.scenes, chunksize=16)),
+        "items": items,
+    }
     return json.dumps(content) + "\n"
 
 

@@ -13,7 +13,16 @@ from study_statistics import Resamples, Sample
 from datasets_rgpt4d.world4d_questions import R4D_TASKS
 from metrics_rgpt4d.r4d_bench.r4d_bench import CATEGORIES, DYNAMIC, STATIC
 
-SEEDS = (0, 1, 2)
+# Groups of test clips that are told apart by what makes a clip hard: a column's name -> of which clips.
+DIFFICULTY = {
+    "hidden < 5 %": lambda clip: clip["occluded"] < 0.05,
+    "hidden ≥ 25 %": lambda clip: clip["occluded"] >= 0.25,
+    "camera does not turn": lambda clip: clip["camera_turn_deg"] == 0,
+    "camera turns": lambda clip: clip["camera_turn_deg"] > 0,
+    "1 or 2 objects": lambda clip: clip["objects"] <= 2,
+    "3 or 4 objects": lambda clip: 3 <= clip["objects"] <= 4,
+    "5 or 6 objects": lambda clip: clip["objects"] >= 5,
+}
 # Row -> what the document calls it, and what it is.
 ROWS = {
     "zero_shot": (
@@ -126,11 +135,12 @@ class Study:
         if not (folder / "items.json").exists():
             raise SystemExit(f"There is no {folder / 'items.json'}: run examples/study.py first.")
         content = json.loads((folder / "items.json").read_text(encoding="utf-8"))
-        self.data, self.sha256, items = content["data"], content["sha256"], content["items"]
+        self.data, self.sha256, self.seeds = content["data"], content["sha256"], content["seeds"]
+        self.clips, items = content["clips"], content["items"]
         self.answers = np.array([item["answer"] for item in items])
         clips, self.clip_of_item = np.unique([item["clip"] for item in items], return_inverse=True)
         self.num_clips = len(clips)
-        self.columns = _columns(items)
+        self.columns = _columns(items, self.clips)
         self.teacher: dict[str, Any] | None = None
         self.records: dict[str, dict[int, dict[str, Any]]] = {}
         for path in sorted((folder / "records").glob("*.json")):
@@ -232,15 +242,14 @@ class Study:
         return Sample(tuple(found), np.nan_to_num(values), (~np.isnan(values)).astype(np.float64))
 
 
-def _columns(items: list[dict[str, Any]]) -> dict[str, Column]:
+def _columns(items: list[dict[str, Any]], clips: list[dict[str, Any]]) -> dict[str, Column]:
     tasks = np.array([item["task"] for item in items])
     guess = np.array([1 / item["num_options"] for item in items])
     static, dynamic = (np.isin(tasks, list(part.values())) for part in (STATIC, DYNAMIC))
     masks = {"Avg": np.isin(tasks, R4D_TASKS), "Sta": static, "Dyn": dynamic, "TimeBench": tasks == "TimeBench"}
     masks |= {column: tasks == task for column, task in CATEGORIES.items()}
-    if any(item.get("combination_held_out") for item in items):
-        held_out = np.array([bool(item["combination_held_out"]) for item in items])
-        masks |= {"held out": masks["Avg"] & held_out, "known": masks["Avg"] & ~held_out}
+    for column, is_in in DIFFICULTY.items():
+        masks[column] = masks["Avg"] & np.array([is_in(clips[item["clip"]]) for item in items])
     return {
         name: Column(mask, int(mask.sum()), 100 * float(guess[mask].mean()))
         for name, mask in masks.items()

@@ -14,7 +14,7 @@ import numpy as np
 from evaluation_report import table
 from study_claims import Claim, accuracy, all_claims, percent, points, points_between
 from study_figures import SIGNALS, curve, draw_curves, draw_label_efficiency, draw_pictures
-from study_records import PAPER_SCORES, PAPER_TIMEBENCH, ROWS, SEEDS, Study
+from study_records import DIFFICULTY, PAPER_SCORES, PAPER_TIMEBENCH, ROWS, Study
 from study_statistics import FAILS, HOLDS, LEVEL, NOT_RUN, PERMUTATIONS, RESAMPLES, UNDECIDED, mean
 
 from datasets_rgpt4d.whole_files import write_text
@@ -96,6 +96,8 @@ def write_study(folder: Path, output: Path) -> None:
         *_score_tables(study),
         "### By category",
         *_category_table(study),
+        "## How hard the test is",
+        *_difficulty(study),
         "## Is 4D information used?",
         *_information(study),
         "## Does distillation save labels?",
@@ -117,7 +119,9 @@ def write_study(folder: Path, output: Path) -> None:
 
 def _opening(study: Study) -> str:
     expected = {row for row in ROWS if study.run_as(row) == row} | (study.records.keys() - {"base"})
-    missing = {row: [seed for seed in SEEDS if seed not in study.records.get(row, {})] for row in sorted(expected)}
+    missing = {
+        row: [seed for seed in study.seeds if seed not in study.records.get(row, {})] for row in sorted(expected)
+    }
     there = sum(len(runs) for row, runs in study.records.items() if row != "base")
     told = f"{there} of {there + sum(map(len, missing.values()))} runs are in."
     if any(missing.values()):
@@ -216,7 +220,7 @@ def _score_tables(study: Study) -> list[str]:
 
 
 def _category_table(study: Study) -> list[str]:
-    columns = [column for column in (*CATEGORIES, "TimeBench", "held out", "known") if column in study.columns]
+    columns = [column for column in (*CATEGORIES, "TimeBench") if column in study.columns]
     lines, widths = [], []
     for row in [*ROWS, *(row for row in study.records if row not in ROWS)]:
         if study.sample(row) is None:
@@ -237,6 +241,35 @@ def _category_table(study: Study) -> list[str]:
         f"{names}. Half of a category's interval is {np.median(widths):.1f} points in the median of these numbers, and "
         f"{np.max(widths):.1f} at most.",
     ]
+
+
+def _difficulty(study: Study) -> list[str]:
+    """What the test clips show, and how rows fare where it is more or less."""
+    clips = study.clips
+    hidden = np.array([clip["occluded"] for clip in clips])
+    shapes, motions = (Counter(one for clip in clips for one in clip[kind]) for kind in ("shapes", "motions"))
+
+    def shares(counts: Counter) -> str:
+        return ", ".join(
+            f"{name.replace('_', ' and ')} {100 * n / counts.total():.0f} %" for name, n in counts.most_common()
+        )
+
+    turns = np.mean([clip["camera_turn_deg"] > 0 for clip in clips])
+    moves = np.mean([clip["camera_path_m"] > 0 for clip in clips])
+    told = (
+        f"{len(clips):,} clips with {np.mean([clip['objects'] for clip in clips]):.1f} objects in the mean; all surfaces are "
+        f"textured. Shapes: {shares(shapes)}. Motions: {shares(motions)}. The camera turns in {100 * turns:.0f} % of the clips and "
+        f"travels in {100 * moves:.0f} %. At the worst frame, others hide {100 * np.median(hidden):.0f} % of the most hidden object of a "
+        f"clip in the median, {100 * np.quantile(hidden, 0.9):.0f} % in the 90th percentile. No combination of shape, colour and motion "
+        "of a test object was shown in training. Right answers in percent where a clip is easier and where it is harder:"
+    )
+    lines = [
+        [name, f"{study.columns[name].n:,}", f"{study.columns[name].chance:.1f}"]
+        + [percent(accuracy(study, row, name)) if study.sample(row) else NOT_RUN for row in ("sft", "p4d")]
+        for name in DIFFICULTY
+        if name in study.columns
+    ]
+    return [told, table(["", "n", "a guess", "4D-SFT", "P4D"], lines)]
 
 
 def _information(study: Study) -> list[str]:

@@ -13,12 +13,13 @@ from datasets_rgpt4d.world4d_questions import TASKS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LETTERS = np.array(list("ABCDE"))
+SEEDS = (0, 1, 2)
 with pytest.MonkeyPatch.context() as patch:  # scripts of a folder import each other by their bare names
     patch.syspath_prepend(EXAMPLES)
     import study
     import study_report
     from study_claims import all_claims, points_between
-    from study_records import PAPER_SCORES, ROWS, SEEDS, Study
+    from study_records import PAPER_SCORES, ROWS, Study
     from study_statistics import (
         FAILS,
         HOLDS,
@@ -50,7 +51,6 @@ def items_of(num_clips: int) -> list[dict]:
             "clip": clip,
             "answer": str(rng.choice(LETTERS)),
             "num_options": 5,
-            "combination_held_out": clip % 2 == 0,
         }
         for clip in range(num_clips)
         for task in TASKS
@@ -98,7 +98,15 @@ def write_items(folder: Path, num_clips: int) -> list[dict]:
     items = items_of(num_clips)
     digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "items.json").write_text(json.dumps({"data": {"size_px": 64}, "sha256": digest, "items": items}))
+    clips = [
+        {
+            **{"objects": 1 + clip % 6, "occluded": 0.3 * (clip % 2), "camera_turn_deg": 10.0 * (clip % 4 == 0)},
+            **{"camera_path_m": 0.4, "shapes": ["box", "sphere"], "motions": ["still", "translate_spin"]},
+        }
+        for clip in range(num_clips)
+    ]
+    content = {"data": {"num_frames": 8}, "seeds": SEEDS, "sha256": digest, "clips": clips, "items": items}
+    (folder / "items.json").write_text(json.dumps(content))
     return items
 
 
@@ -372,14 +380,28 @@ def test_document_has_every_row_and_says_what_is_missing(document):
     assert '`tasks` ["Counting", "TimeBench"]' in document
 
 
-def test_categories_and_new_combinations_are_counted(document):
+def test_categories_are_counted(document):
     names, *_, counts = [
         [cell.strip() for cell in line.split("|")[2:-1]]
         for line in document.split("### By category")[1].split("\n\n")[1].splitlines()
     ]
-    assert dict(zip(names, counts, strict=True)) == dict.fromkeys(names[:10], "80") | {
-        "held out": "360", "known": "360", "macro": ""
-    }  # fmt: skip
+    assert dict(zip(names, counts, strict=True)) == dict.fromkeys(names[:10], "80") | {"macro": ""}
+
+
+def test_easy_and_hard_clips_are_told_apart(document):
+    section = document.split("## How hard the test is")[1].split("\n## ")[0]
+    counts = dict(re.findall(r"^\| ([^|]+?) +\| +([\d,]+) \|", section, flags=re.MULTILINE))
+    assert counts == {
+        "hidden < 5 %": "360",
+        "hidden ≥ 25 %": "360",
+        "camera does not turn": "540",
+        "camera turns": "180",
+        "1 or 2 objects": "252",
+        "3 or 4 objects": "234",
+        "5 or 6 objects": "234",
+    }
+    assert "The camera turns in 25 % of the clips and travels in 100 %." in section
+    assert "others hide 15 % of the most hidden object of a clip in the median, 30 % in the 90th" in section
 
 
 def test_document_names_hash_device_versions_and_commands(document, folder):
