@@ -36,6 +36,10 @@ TRAINING_DATA_FIELDS = (
     "name repo_id summary sources overlaps statistics embedded mixture command versions columns"
 ).split()
 SOURCE_FIELDS = "name id revision license lineage read not_chosen unusable rows data_files".split()
+TEACHER_FIELDS = (
+    "parameters clips_shown training_seconds device versions evaluated_on errors "
+    "settings.world4d settings.steps settings.seed settings.num_frames settings.image_size"
+).split()
 METRIC_FIELDS = "title look text summary load inputs arguments interval_method columns citation".split()
 # Where the text of a metric's README.md ends.
 GENERATED = "<!-- From here on hub_cards.metric_card writes what the metric says of itself; edit it there. -->"
@@ -160,6 +164,26 @@ def model_card(run: dict) -> ModelCard:
         eval_results=evaluations or None,
     )
     return _card(ModelCard, data, "model_card.md", run=run, license=license, non_commercial=license in NON_COMMERCIAL)
+
+
+def teacher_card(record: dict, name: str, repo_id: str, command: str) -> ModelCard:
+    """The card of a small L4P that examples/train_teacher.py trained on World4D.
+
+    Args:
+        record (`dict`): what that script wrote to `teacher_errors.json`.
+        name, repo_id, command (`str`): what the model is called, where it is loaded from, and how it was trained.
+    Returns: [`~huggingface_hub.ModelCard`].
+    Raises: `ValueError` naming a field that is missing.
+    """
+    _require(record, TEACHER_FIELDS, "the teacher's record")
+    data = ModelCardData(
+        model_name=name,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="depth-estimation",
+        tags=["custom_code", "rgpt4d", "optical-flow", "video"],
+    )
+    return _card(ModelCard, data, "teacher_card.md", record=record, name=name, repo_id=repo_id, command=command)
 
 
 def dataset_card(record: dict) -> DatasetCard:

@@ -145,3 +145,37 @@ def test_prepared_batches_equal_the_collators(finished, monkeypatch, row):
     assert {*found} == {*expected}
     for name, values in expected.items():
         assert torch.equal(found[name], values), name
+
+
+def test_student_and_teacher_are_stored_with_code_and_cards(finished, run_as_stranger):
+    command = [sys.executable, str(EXAMPLES / "store_models.py"), "--work", str(finished / "work")]
+    subprocess.run([*command, "--output", str(finished / "study")], check=True, capture_output=True)
+    subprocess.run([*command, "--output", str(finished / "study")], check=True, capture_output=True)  # in their place
+    student, teacher = finished / "study" / "student", finished / "study" / "teacher"
+    card = (student / "README.md").read_text()
+    record = json.loads((finished / "study" / "records" / "p4d-0.json").read_text())
+    assert "license: apache-2.0" in card and "0.5 L_LD + 0.1 L_ED" in card
+    assert f"{record['tests']['test']['scores']['Avg']:.1f}" in card
+    assert "license: apache-2.0" in (teacher / "README.md").read_text()
+    said = run_as_stranger(
+        "from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor\n"
+        f"AutoProcessor.from_pretrained({str(student)!r}, trust_remote_code=True)\n"
+        f"AutoModelForImageTextToText.from_pretrained({str(student)!r}, trust_remote_code=True)\n"
+        f"print(type(AutoModel.from_pretrained({str(teacher)!r}, trust_remote_code=True)).__name__)"
+    )
+    assert "L4PModel" in str(said)
+    assert (student / "perception_decoder" / "model.safetensors").exists()
+
+
+def test_a_model_too_large_for_the_repository_is_refused(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import store_models
+
+    monkeypatch.setattr(store_models, "MAX_BYTES", 3)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "kept").touch()
+    with pytest.raises(SystemExit, match="model.safetensors has"):
+        store_models.write_whole_folder(
+            tmp_path / "model", lambda folder: (folder / "model.safetensors").write_bytes(b"1234")
+        )
+    assert (tmp_path / "model" / "kept").exists()
