@@ -1,8 +1,9 @@
-"""See a small 4D-RGPT learn from a 4D teacher: render, train, ask, evaluate, and one HTML report. `make demo` runs it.
+"""See a small 4D-RGPT answer, then see one learn from a 4D teacher, in one HTML report. `make demo` runs it.
 
     python examples/demo.py --output runs/demo
 
-Each step is one of the commands in this folder, run as you would run it. What is finished is not done again; an
+First the model that comes with the project, in `study/student`, answers World4D's test questions and one about a real
+video, and shows what it perceives. Then a teacher and two models with random weights are trained. Each step is one of the commands in this folder, run as you would run it. What is finished is not done again; an
 interrupted run goes on where it stopped.
 """
 
@@ -20,6 +21,7 @@ from datasets_rgpt4d import multiple_choice_prompt
 from modeling_rgpt4d import decode_video
 
 EXAMPLES = Path(__file__).resolve().parent
+STUDENT, TEACHER = (EXAMPLES.parent / "study" / name for name in ("student", "teacher"))
 SMALL = str(EXAMPLES / "configs" / "small.yaml")
 # The rabbit in the first frame of the sample clip, Big Buck Bunny (CC BY 3.0, Blender Foundation), 1280 x 720.
 SAMPLE_CLIP, SAMPLE_REGION = "datasets/data/bigbuckbunny.mp4", "obj_1:225,250,530,560"
@@ -105,6 +107,8 @@ def main() -> None:
     region = args.region or (SAMPLE_REGION if args.video is None else middle_of(video))
     teacher_steps = args.teacher_steps or args.steps * 6 // 5
 
+    from demo_report import Stored, Trained, scores_of, write_report  # draws with matplotlib: a second to import
+
     steps, python = Steps(output), sys.executable
     world4d, small = output / f"world4d-{args.size}", output / f"small-{args.size}-{args.seed}"
     run_name = f"{args.size}-{args.steps}-{args.seed}"
@@ -148,6 +152,50 @@ def main() -> None:
         example("render_world4d.py", "--size", args.size, "--output", world4d),
         makes=world4d,
     )
+
+    def evaluation_of(model: Path, folder: Path) -> list[str]:
+        options = ("--benchmarks", "world4d", "--world4d", world4d, "--num-frames", 8, "--max-new-tokens", 96)
+        return example("run_eval.py", "--model", model, *options, "--batch-size", 16, "--output", folder)
+
+    def ask(model: Path) -> dict:
+        # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.
+        said = steps.run(
+            f"ask-{model.name}",
+            "Load a model from its folder and ask about a real video",
+            example("generate.py", "--json", "--model", model, "--video", video, "--region", region)
+            + ["--num-frames", "8", "--question", multiple_choice_prompt(QUESTION, OPTIONS, answer_with="text")],
+            cwd=output,
+        )
+        return json.loads(said.strip().splitlines()[-1])
+
+    def report(**parts) -> None:
+        settings = {"steps": args.steps, "teacher steps": teacher_steps, "World4D size": args.size, "seed": args.seed}
+        about = {"video": video, "region": region, "question": QUESTION, "options": OPTIONS, "settings": settings}
+        write_report(output / "report.html", records=steps.records, **about, **parts)
+        print(f"== The report is {output / 'report.html'}", flush=True)
+
+    stored = asked = None
+    if STUDENT.exists():
+        evaluation, perceived = output / f"eval-stored-{args.size}", output / "perceived"
+        steps.run(
+            f"eval-stored-{args.size}",
+            "The stored model answers the test questions",
+            evaluation_of(STUDENT, evaluation),
+            makes=evaluation,
+        )
+        for one in scores_of({"stored": evaluation})["samples"]:
+            print(f"   {one['question']}\n      right: {one['answer']}; it says: {one['replies'][0]}", flush=True)
+        clip = min((world4d / "videos" / "test").glob("*.mp4"))
+        steps.run(
+            "perceive-stored",
+            "What the stored model and its teacher perceive in a test clip",
+            example("perceive.py", "--model", STUDENT, "--teacher", TEACHER, "--video", clip, "--compare")
+            + ["--output", str(perceived)],
+            makes=perceived / "signals.safetensors",
+        )
+        stored = Stored(STUDENT, evaluation, perceived / "perception.png")
+        asked = ask(STUDENT)
+        report(asked=asked, stored=stored, trained=None)
     steps.run(
         f"teacher-{teacher_steps}",
         f"Train the 4D teacher for {teacher_steps} steps",
@@ -180,36 +228,10 @@ def main() -> None:
         steps.run(
             f"eval-{kind}-{run_name}",
             f"Answer the test questions ({kind.upper()})",
-            example("run_eval.py", "--model", folder, "--benchmarks", "world4d", "--world4d", world4d)
-            + ["--num-frames", "8", "--max-new-tokens", "96", "--batch-size", "16", "--output", str(evaluations[kind])],
+            evaluation_of(folder, evaluations[kind]),
             makes=evaluations[kind],
         )
-    # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.
-    question = multiple_choice_prompt(QUESTION, OPTIONS, answer_with="text")
-    asked = steps.run(
-        "ask",
-        "Reload the model from its folder and ask about a real video",
-        example("generate.py", "--json", "--model", students["p4d"], "--video", video, "--region", region)
-        + ["--num-frames", "8", "--question", question],
-        cwd=output,
-    )
-
-    from demo_report import write_report  # draws with matplotlib, which takes a second to import
-
-    report = output / "report.html"
-    write_report(
-        report,
-        records=steps.records,
-        students=students,
-        evaluations=evaluations,
-        video=video,
-        region=region,
-        question=QUESTION,
-        options=OPTIONS,
-        asked=json.loads(asked.strip().splitlines()[-1]),
-        settings={"steps": args.steps, "teacher steps": teacher_steps, "World4D size": args.size, "seed": args.seed},
-    )
-    print(f"== The report is {report}")
+    report(asked=asked or ask(students["p4d"]), stored=stored, trained=Trained(students, evaluations))
 
 
 if __name__ == "__main__":

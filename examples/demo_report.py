@@ -5,8 +5,10 @@ import io
 import json
 import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -95,55 +97,89 @@ def region_picture(video: Path, region: str, num_frames: int) -> tuple[Image.Ima
     return marked, strip
 
 
-def samples(answers: dict[str, list[dict]], per_task: int = 1) -> list[dict]:
-    """The first questions of each task, with what both models said."""
-    seen, rows = {}, []
-    second = {answer["id"]: answer for answer in answers["p4d"]}
-    for answer in answers["sft"]:
-        seen[answer["category"]] = seen.get(answer["category"], 0) + 1
-        if seen[answer["category"]] <= per_task:
-            rows.append({**answer, "sft": answer["reply"], "p4d": second[answer["id"]]["reply"]})
-    return rows
+def samples(answers: dict[str, list[dict]]) -> list[dict]:
+    """The first question of each task, with what each model said (`replies`, in the order of `answers`)."""
+    by_id = [{answer["id"]: answer["reply"] for answer in of_model} for of_model in answers.values()]
+    first = {answer["category"]: answer for answer in reversed(next(iter(answers.values())))}
+    return [{**answer, "replies": [replies[answer["id"]] for replies in by_id]} for answer in reversed(first.values())]
+
+
+def scores_of(evaluations: dict[str, Path]) -> dict[str, Any]:
+    """What the report's scores and samples take from folders of examples/run_eval.py, by the models' names."""
+    scores = {name: json.loads((folder / "scores.json").read_text())["world4d"] for name, folder in evaluations.items()}
+    answers = {
+        name: [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+        for name, folder in evaluations.items()
+    }
+    first = next(iter(answers.values()))
+    return {
+        "scores": scores,
+        "tables": {name: columns_of(score) for name, score in scores.items()},
+        "chance": chance_of(first),
+        "questions": len(first),
+        "samples": samples(answers),
+    }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The model that comes with the project: its answers to the test questions, and what it perceives in a clip."""
+
+    model: Path
+    evaluation: Path
+    picture: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The runs of SFT and P4D, by `"sft"` and `"p4d"`: folders of the models and of their evaluations."""
+
+    students: dict[str, Path]
+    evaluations: dict[str, Path]
 
 
 def write_report(
     path: Path,
     *,
     records: list[dict],
-    students: dict[str, Path],
-    evaluations: dict[str, Path],
+    settings: dict,
     video: Path,
     region: str,
     question: str,
     options: list[str],
     asked: dict,
-    settings: dict,
+    stored: Stored | None,
+    trained: Trained | None,
 ) -> None:
-    """Write the report to `path`, whole or not at all. Every figure in it is read from the files of the run."""
-    runs = {kind: json.loads((folder / "run.json").read_text()) for kind, folder in students.items()}
-    scores = {kind: json.loads((folder / "scores.json").read_text())["world4d"] for kind, folder in evaluations.items()}
-    answers = {
-        kind: [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-        for kind, folder in evaluations.items()
-    }
+    """Write the report to `path`, whole or not at all. Every figure in it is read from the files of the runs.
+
+    Args:
+        trained: None while the training goes on; the report then says so.
+    """
     marked, strip = region_picture(video, region, len(asked["timestamps"]))
+    parts: dict[str, Any] = {"stored": None, "trained": None}
+    if stored is not None:
+        named = scores_of({"the stored model": stored.evaluation})
+        parts["stored"] = {**named, "model": stored.model.name, "picture": stored.picture}
+    if trained is not None:
+        runs = {kind: json.loads((folder / "run.json").read_text()) for kind, folder in trained.students.items()}
+        named = scores_of({NAMES[kind]: folder for kind, folder in trained.evaluations.items()})
+        parts["trained"] = {
+            **named,
+            "pair": paired(*(named["scores"][NAMES[kind]] for kind in ("sft", "p4d"))),
+            "curves": curves(runs),
+            "pictures": sorted((trained.students["p4d"] / "pictures").glob("*.png")),
+            "perception": runs["p4d"]["perception"],
+        }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True)
     environment.filters["png"] = inline_png
     html = environment.get_template(TEMPLATE.name).render(
+        **parts,
         settings=settings,
         versions={name: version(name) for name in ("rgpt4d", "torch", "transformers", "trl", "datasets")},
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
         records=records,
-        tables={kind: columns_of(score) for kind, score in scores.items()},
-        scores=scores,
-        chance=chance_of(answers["sft"]),
-        pair=paired(scores["sft"], scores["p4d"]),
-        names=NAMES,
-        curves=curves(runs),
-        pictures=sorted((students["p4d"] / "pictures").glob("*.png")),
-        perception=runs["p4d"]["perception"],
         error_names=ERRORS,
-        samples=samples(answers),
         marked=marked,
         strip=list(zip(strip, asked["timestamps"], strict=True)),
         video=video.name,

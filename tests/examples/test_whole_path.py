@@ -150,27 +150,37 @@ def test_evaluation_goes_on_where_it_stopped_and_asking_works(path):
         run_example("generate.py", "--model", path / "export", *ask, "--question", "Is <obj_1> red?")
     )
 
-    from examples.demo_report import write_report
+    from examples.demo_report import Stored, Trained, write_report
 
     checked(run_example("run_eval.py", "--model", path / "sft", "--output", path / "eval-sft", *options))
     runs = {kind: path / kind for kind in ("sft", "p4d")}
     record = {"title": "a step", "seconds": 1.5, "peak_mib": 100.0, "reused": False}
-    write_report(
-        path / "report.html",
-        records=[record],
-        students=runs,
-        evaluations={kind: path / f"eval-{kind}" for kind in runs},
-        video=clip,
-        region="obj_1:4,4,20,20",
-        question="Is <obj_1> red?",
-        options=["yes", "no"],
-        asked=asked,
-        settings={"steps": 4},
-    )
-    report = (path / "report.html").read_text()
-    assert "&lt;obj_1&gt;" in report and report.count("data:image/png;base64,") == 1 + 4 + 1 + 2
-    for column in ("Avg", "VG", "TimeBench"):
-        assert f"<th>{column}</th>" in report
+    picture = min((path / "p4d" / "pictures").glob("*.png"))
+
+    def report(stored, trained):
+        write_report(
+            path / "report.html",
+            records=[record],
+            settings={"steps": 4},
+            video=clip,
+            region="obj_1:4,4,20,20",
+            question="Is <obj_1> red?",
+            options=["yes", "no"],
+            asked=asked,
+            stored=stored,
+            trained=trained,
+        )
+        return (path / "report.html").read_text()
+
+    of_frames = 1 + len(asked["timestamps"])
+    first = report(Stored(path / "p4d", path / "eval-p4d", picture), None)
+    assert "&lt;obj_1&gt;" in first and first.count("data:image/png;base64,") == 1 + of_frames
+    assert "the stored model" in first and "It goes on" in first and "<th>TimeBench</th>" in first
+    whole = report(None, Trained(runs, {kind: path / f"eval-{kind}" for kind in runs}))
+    assert whole.count("data:image/png;base64,") == of_frames + 1 + 2 and "the stored model" not in whole
+    for column in ("Avg", "VG", "TimeBench", "SFT alone", "SFT + P4D"):
+        assert f"<th>{column}</th>" in whole
+    assert "McNemar" in whole and "It goes on" not in whole
 
 
 @pytest.mark.parametrize(
