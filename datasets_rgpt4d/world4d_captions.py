@@ -1,7 +1,8 @@
 """Captions of World4D scenes and questions about their looks: what a general video-language model learns first.
 
-They tell what the first frame shows and nothing of what `world4d_questions` asks about: movement, turning, time and
-metres. A model that is trained on these alone has seen the scenes and the marks, but not the 4D tasks.
+They tell what the first frame shows and, in a word, whether an object moves, which way, and whether it turns, as captions of
+videos do. They hold no number of metres, seconds or degrees: a model that is trained on these alone knows the scenes and
+the marks, but not the 4D tasks of `world4d_questions`.
 """
 
 import itertools
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .world4d_questions import first_frame_boxes
+from .world4d_questions import direction_of_travel, first_frame_boxes
 from .world4d_sampling import SPLITS, _pick
 from .world4d_scene import COLORS, SHAPES, Scene, SceneObject
 
@@ -108,8 +109,18 @@ def scene_caption(scene: Scene, seed_words: Sequence[int] = ()) -> str:
     return f"The video shows a room with {number}. Listed {pattern}: {_listed([kinds[k] for k in order])}."
 
 
+def _doing(scene: Scene, item: SceneObject) -> str:
+    """E.g. `"moves left and turns"`; the direction only where it is not near a diagonal."""
+    words = []
+    if item.translates:
+        words.append(" ".join(filter(None, ("moves", direction_of_travel(scene, item)))))
+    if item.yaw_rate_deg_s:
+        words.append("turns")
+    return " and ".join(words) or "stands still"
+
+
 def region_captions(scene: Scene, split: str, size_px: int) -> dict[str, Any]:
-    """An open question whose answer describes every object that the first frame shows by its mark: a sentence each.
+    """An open question whose answer tells, by its mark, how every object of the first frame looks and what it does.
 
     No other text ties so many words to a mark in so few tokens, and a small model learns from it what marks are in a tenth
     of the steps that questions about one or two of them take.
@@ -124,7 +135,8 @@ def region_captions(scene: Scene, split: str, size_px: int) -> dict[str, Any]:
     rng = np.random.default_rng([scene.seed, SPLITS.index(split), REGION_STREAM])
     chosen, (_, _, where) = _sample(rng, boxes, len(boxes)), _places(scene)
     told = [
-        " ".join(filter(None, (f"{_mark(number)} is {_kind(scene.objects[k])}", where[k]))) + "."
+        " ".join(filter(None, (f"{_mark(number)} is {_kind(scene.objects[k])}", where[k])))
+        + f" and {_doing(scene, scene.objects[k])}."
         for number, k in enumerate(chosen)
     ]
     return {

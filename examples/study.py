@@ -71,9 +71,8 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         # Another seed: scenes that no other split has.
         "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),
     }
-    frames = dict.fromkeys(worlds, data["num_frames"]) | {"base": row_settings(config, "base")["num_frames"]}
     clips = {
-        name: World4DFrames(save_frames(folder / name, one, split, frames[name], ask, pool, progress=True))
+        name: World4DFrames(save_frames(folder / name, one, split, data["num_frames"], ask, pool, progress=True))
         for name, (one, split, ask) in worlds.items()
     }
     write_text(work / "items.json", test_items(config, clips["test"], pool))

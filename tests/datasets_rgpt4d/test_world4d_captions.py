@@ -9,7 +9,7 @@ from datasets_rgpt4d.world4d_captions import (
     base_questions,
     region_captions,
 )
-from datasets_rgpt4d.world4d_questions import first_frame_boxes
+from datasets_rgpt4d.world4d_questions import direction_of_travel, first_frame_boxes
 
 SIZE_PX = 64
 SCENES = [CONFIGS[0].scene("train", index) for index in range(60)]
@@ -71,6 +71,10 @@ def test_region_captions_describe_each_object_by_its_mark():
         assert len(told) == len(objects) == len(first_frame_boxes(scene, SIZE_PX))
         for sentence, (mark, item) in zip(told, objects.items(), strict=True):
             assert sentence.startswith(f"{mark} is a ") and f"{item.color} {item.shape}" in sentence
+            assert sentence.endswith("and stands still") == (item.motion == "still")
+            assert ("moves" in sentence) == item.translates and ("turns" in sentence) == bool(item.yaw_rate_deg_s)
+            direction = direction_of_travel(scene, item)
+            assert direction is None or f"moves {direction}" in sentence
     orders = [list(asked_objects(scene, region_captions(scene, "train", SIZE_PX)).values()) for scene in SCENES]
     assert any(order != list(scene.objects) for order, scene in zip(orders, SCENES, strict=True))
 
