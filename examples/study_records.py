@@ -127,14 +127,18 @@ class Column:
 class Study:
     """Reads `items.json` and `records/` of a folder.
 
-    Raises: `SystemExit` if there are no items, or a record is of other items, has not one letter an item, or has letters that
-        are not what its scores say.
+    Raises: `SystemExit` if there are no items, or they do not tell what the clips show, or a record is of other items, has not
+        one letter an item, or has letters that are not what its scores say.
     """
 
     def __init__(self, folder: Path):
         if not (folder / "items.json").exists():
             raise SystemExit(f"There is no {folder / 'items.json'}: run examples/study.py first.")
         content = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        if "clips" not in content:
+            raise SystemExit(
+                f"{folder / 'items.json'} does not tell what the test clips show: run a row of examples/study.py, which writes it anew."
+            )
         self.data, self.sha256, self.seeds = content["data"], content["sha256"], content["seeds"]
         self.clips, items = content["clips"], content["items"]
         self.answers = np.array([item["answer"] for item in items])

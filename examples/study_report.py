@@ -264,12 +264,17 @@ def _difficulty(study: Study) -> list[str]:
         "of a test object was shown in training. Right answers in percent where a clip is easier and where it is harder:"
     )
     lines = [
-        [name, f"{study.columns[name].n:,}", f"{study.columns[name].chance:.1f}"]
+        [
+            name,
+            f"{100 * np.mean([*map(is_in, clips)]):.0f} %",
+            f"{study.columns[name].n:,}",
+            f"{study.columns[name].chance:.1f}",
+        ]
         + [percent(accuracy(study, row, name)) if study.sample(row) else NOT_RUN for row in ("sft", "p4d")]
-        for name in DIFFICULTY
+        for name, is_in in DIFFICULTY.items()
         if name in study.columns
     ]
-    return [told, table(["", "n", "a guess", "4D-SFT", "P4D"], lines)]
+    return [told, table(["", "of the clips", "n", "a guess", "4D-SFT", "P4D"], lines)]
 
 
 def _information(study: Study) -> list[str]:

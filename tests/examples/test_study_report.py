@@ -390,18 +390,27 @@ def test_categories_are_counted(document):
 
 def test_easy_and_hard_clips_are_told_apart(document):
     section = document.split("## How hard the test is")[1].split("\n## ")[0]
-    counts = dict(re.findall(r"^\| ([^|]+?) +\| +([\d,]+) \|", section, flags=re.MULTILINE))
-    assert counts == {
-        "hidden < 5 %": "360",
-        "hidden ≥ 25 %": "360",
-        "camera does not turn": "540",
-        "camera turns": "180",
-        "1 or 2 objects": "252",
-        "3 or 4 objects": "234",
-        "5 or 6 objects": "234",
+    lines = re.findall(r"^\| ([^|]+?) +\| +(\d+) % \| +([\d,]+) \|", section, flags=re.MULTILINE)
+    assert {name: (share, n) for name, share, n in lines} == {
+        "hidden < 5 %": ("50", "360"),
+        "hidden ≥ 25 %": ("50", "360"),
+        "camera does not turn": ("75", "540"),
+        "camera turns": ("25", "180"),
+        "1 or 2 objects": ("35", "252"),
+        "3 or 4 objects": ("32", "234"),
+        "5 or 6 objects": ("32", "234"),
     }
     assert "The camera turns in 25 % of the clips and travels in 100 %." in section
     assert "others hide 15 % of the most hidden object of a clip in the median, 30 % in the 90th" in section
+
+
+def test_items_without_clips_are_refused(tmp_path):
+    write_items(tmp_path, 10)
+    content = json.loads((tmp_path / "items.json").read_text())
+    del content["clips"]
+    (tmp_path / "items.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"items\.json does not tell what the test clips show: run a row"):
+        Study(tmp_path)
 
 
 def test_document_names_hash_device_versions_and_commands(document, folder):
