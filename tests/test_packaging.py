@@ -70,7 +70,7 @@ def test_wheel_holds_the_five_rooms_and_their_data(wheel):
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == set(ROOMS)
     assert {name for name in names if name.startswith("hub_cards/templates/")} == {
-        f"hub_cards/templates/{kind}_card.md" for kind in ("model", "dataset", "training_data", "metric")
+        f"hub_cards/templates/{kind}_card.md" for kind in ("model", "dataset", "training_data", "metric", "teacher")
     }
     assert "metrics_rgpt4d/r4d_bench/README.md" in names and "metrics_rgpt4d/r4d_bench/answer_parsing.py" in names
     assert "License-Expression: Apache-2.0" in metadata and any(name.endswith("licenses/LICENSE") for name in names)
