@@ -122,8 +122,7 @@ def _doing(scene: Scene, item: SceneObject) -> str:
 def region_captions(scene: Scene, split: str, size_px: int) -> dict[str, Any]:
     """An open question whose answer tells, by its mark, how every object of the first frame looks and what it does.
 
-    No other text ties so many words to a mark in so few tokens, and a small model learns from it what marks are in a tenth
-    of the steps that questions about one or two of them take.
+    No other text ties so many words to a mark in so few tokens: a small model learns from it what marks are.
 
     Args: as `scene_questions`.
     Returns: a row as of `scene_questions`, with an empty list of options.

@@ -87,7 +87,8 @@ def build_model(
             num_attention_heads=width // 16,
             num_key_value_heads=width // 32,
             max_position_embeddings=4096,
-            # 0.02 suits widths of thousands: a narrow model with it learns no mark in the steps that suffice it so.
+            # 0.02 suits widths of thousands. With it a model of width 192 tells the colours of marked objects no better than
+            # by chance after 500 steps of region captions; so, every second one.
             initializer_range=(2 * width) ** -0.5,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
