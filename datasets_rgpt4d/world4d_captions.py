@@ -26,6 +26,7 @@ APPEARANCE_TASKS = (
 )
 CAPTION_TASK, CAPTION_PROMPT = "Caption", "Describe the video."
 REGION_TASK, REGION_PROMPT = "Region Captions", "Describe each marked object."
+MOVEMENT_TASK, MOVEMENT_PROMPT = "Region Movements", "What does each marked object do?"
 # Last numbers of random streams, next to that of world4d_questions.
 APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM = 2**20 + 1, 2**20 + 2, 2**20 + 3
 
@@ -119,13 +120,13 @@ def _doing(scene: Scene, item: SceneObject) -> str:
     return " and ".join(words) or "stands still"
 
 
-def region_captions(scene: Scene, split: str, size_px: int) -> dict[str, Any]:
-    """An open question whose answer tells, by its mark, how every object of the first frame looks and what it does.
+def region_captions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
+    """Two open questions, whose answers tell of every object of the first frame, by its mark, how it looks and what it does.
 
     No other text ties so many words to a mark in so few tokens: a small model learns from it what marks are.
 
     Args: as `scene_questions`.
-    Returns: a row as of `scene_questions`, with an empty list of options.
+    Returns: rows as of `scene_questions`, with an empty list of options.
     Raises: `ValueError` if the first frame shows no object.
     """
     boxes = first_frame_boxes(scene, size_px)
@@ -133,19 +134,22 @@ def region_captions(scene: Scene, split: str, size_px: int) -> dict[str, Any]:
         raise ValueError(f"The first frame of scene {scene.seed} shows no object to describe.")
     rng = np.random.default_rng([scene.seed, SPLITS.index(split), REGION_STREAM])
     chosen, (_, _, where) = _sample(rng, boxes, len(boxes)), _places(scene)
-    told = [
-        " ".join(filter(None, (f"{_mark(number)} is {_kind(scene.objects[k])}", where[k])))
-        + f" and {_doing(scene, scene.objects[k])}."
-        for number, k in enumerate(chosen)
+    looks = [" ".join(filter(None, ("is", _kind(scene.objects[k]), where[k]))) for k in chosen]
+    movements = [_doing(scene, scene.objects[k]) for k in chosen]
+    return [
+        {
+            "task": task,
+            "question": prompt,
+            "question_raw": prompt,
+            "options": [],
+            "answer": " ".join(f"{_mark(number)} {words}." for number, words in enumerate(told)),
+            "regions": [{"name": f"obj_{number + 1}", "box": boxes[k]} for number, k in enumerate(chosen)],
+        }
+        for task, prompt, told in (
+            (REGION_TASK, REGION_PROMPT, looks),
+            (MOVEMENT_TASK, MOVEMENT_PROMPT, movements),
+        )
     ]
-    return {
-        "task": REGION_TASK,
-        "question": REGION_PROMPT,
-        "question_raw": REGION_PROMPT,
-        "options": [],
-        "answer": " ".join(told),
-        "regions": [{"name": f"obj_{number + 1}", "box": boxes[k]} for number, k in enumerate(chosen)],
-    }
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
@@ -296,4 +300,4 @@ def base_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any
         "answer": scene_caption(scene, (SPLITS.index(split), CAPTION_STREAM)),
         "regions": [],
     }
-    return [caption, region_captions(scene, split, size_px), *questions]
+    return [caption, *region_captions(scene, split, size_px), *questions]
