@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from modeling_rgpt4d.video_decoding import uniform_indices
+
 from .world4d_render import instance_masks
 from .world4d_sampling import CHECK_SIZE_PX
 from .world4d_scene import Scene
@@ -33,10 +35,10 @@ def occluded_shares(scene: Scene, times: np.ndarray) -> np.ndarray:
 
 
 def clip_difficulty(scene: Scene, num_frames: int) -> dict[str, Any]:
-    """`objects`, how many; `occluded`, the worst of `occluded_shares` over `num_frames` frames; `camera_turn_deg`, in the
-    whole clip; `camera_path_m`; `shapes` and `motions` of the objects.
+    """`objects`, how many; `occluded`, the worst of `occluded_shares` over the `num_frames` frames that a processor samples;
+    `camera_turn_deg` and `camera_path_m`, in the whole clip; `shapes` and `motions` of the objects.
     """
-    times = np.linspace(0, scene.duration_s, num_frames)
+    times = scene.frame_times[uniform_indices(scene.num_frames, num_frames)]
     return {
         "objects": len(scene.objects),
         "occluded": round(float(occluded_shares(scene, times).max()), 3),

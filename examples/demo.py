@@ -208,7 +208,7 @@ def main() -> None:
             + ["--output", str(perceived)],
             makes=perceived / "signals.safetensors",
         )
-        stored = Stored(STUDENT, evaluation, perceived / "perception.png")
+        stored = Stored(evaluation, perceived / "perception.png")
         asked = ask(STUDENT, which)
         report(asked=asked, stored=stored, trained=None)
     else:

@@ -125,7 +125,6 @@ def scores_of(evaluations: dict[str, Path]) -> dict[str, Any]:
 class Stored:
     """The model that comes with the project: its answers to the test questions, and what it perceives in a clip."""
 
-    model: Path
     evaluation: Path
     picture: Path
 
@@ -160,7 +159,7 @@ def write_report(
     parts: dict[str, Any] = {"stored": None, "trained": None}
     if stored is not None:
         named = scores_of({"the stored model": stored.evaluation})
-        parts["stored"] = {**named, "model": stored.model.name, "picture": stored.picture}
+        parts["stored"] = {**named, "picture": stored.picture}
     if trained is not None:
         runs = {kind: json.loads((folder / "run.json").read_text()) for kind, folder in trained.students.items()}
         named = scores_of({NAMES[kind]: folder for kind, folder in trained.evaluations.items()})

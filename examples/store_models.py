@@ -9,13 +9,12 @@ perceives with --teacher study/teacher.
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from publish import evaluation_result, overlaps_of
+from publish import evaluation_result, overlaps_of, read_record
 from study_run import start_of
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -34,9 +33,7 @@ STUDY = "python examples/study.py"
 
 
 def read_study(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise SystemExit(f"There is no {file}: run examples/study.py first.")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_record(file.parent, file.name, "examples/study.py")
 
 
 def runs_before(record: dict[str, Any], records: Path) -> list[dict[str, Any]]:

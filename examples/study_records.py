@@ -27,7 +27,7 @@ DIFFICULTY = {
 ROWS = {
     "zero_shot": (
         "Zero-shot",
-        "the base model, trained on captions and questions about appearance, without any 4D question; one model, so its seeds "
+        "the base model, trained on captions, which tell in words how objects move, and on questions about appearance, without any 4D question; one model, so its seeds "
         "are the same",
     ),
     "sft": ("4D-SFT", "trained on the 4D questions alone"),

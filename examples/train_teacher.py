@@ -49,9 +49,8 @@ class World4DClips(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         config = self.config
         scene = self.world.scene(self.split, index)
-        times = scene.frame_times[
-            uniform_indices(scene.num_frames, config.num_frames)
-        ]  # as a processor samples a video
+        # As a processor samples a video
+        times = scene.frame_times[uniform_indices(scene.num_frames, config.num_frames)]
         rgb = render_frames(scene, times, config.image_size, supersample=SUPERSAMPLE).permute(0, 3, 1, 2) / 255
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.image_mean, config.image_std))
         signals = render_signals(scene, times, config.image_size, config.grid)

@@ -173,7 +173,7 @@ def test_evaluation_goes_on_where_it_stopped_and_asking_works(path):
         return (path / "report.html").read_text()
 
     of_frames = 1 + len(asked["timestamps"])
-    first = report(Stored(path / "p4d", path / "eval-p4d", picture), None)
+    first = report(Stored(path / "eval-p4d", picture), None)
     assert "&lt;obj_1&gt;" in first and first.count("data:image/png;base64,") == 1 + of_frames
     assert "the stored model" in first and "It goes on" in first and "<th>TimeBench</th>" in first
     whole = report(None, Trained(runs, {kind: path / f"eval-{kind}" for kind in runs}))
