@@ -46,7 +46,7 @@ def _make_clip(job: tuple[World4DConfig, str, int, int, Ask]) -> tuple[int, str,
     config, split, index, num_frames, ask = job
     scene = config.scene(split, index)
     times = scene.frame_times[uniform_indices(scene.num_frames, num_frames)]
-    frames = render_frames(scene, times, config.size_px, supersample=SUPERSAMPLE, as_numpy=True)
+    frames = render_frames(scene, times, config.size_px, config.device, supersample=SUPERSAMPLE, as_numpy=True)
     return index, scene.to_json(), frames, ask(scene, split, config.size_px)
 
 
@@ -62,7 +62,7 @@ def save_frames(
     """Render the clips of a split into `folder`, unless it holds them already.
 
     Args:
-        config: size of the frames, and the number and kind of clips.
+        config: size of the frames, the number and kind of clips, and the device that renders them.
         num_frames: sampled from each clip.
         ask: `(scene, split, size_px)` -> the questions, as `scene_questions` gives them; a function of a module.
         pool: processes that render, as `ProcessPoolExecutor`; without one this process does.

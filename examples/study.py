@@ -53,23 +53,41 @@ TOKENIZER_ROWS = 10_000
 CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 
 
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """`count` processes of one thread each, which have the GPUs, if there are any, by turns."""
+    gpus, numbers = torch.cuda.device_count(), PROCESSES.Queue()
+    for number in range(count):
+        numbers.put(str(number % gpus) if gpus else None)
+    return ProcessPoolExecutor(count, PROCESSES, initializer=_on_gpu, initargs=(numbers,))
+
+
+def _on_gpu(numbers: Any) -> None:
+    gpu = numbers.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    torch.set_num_threads(1)
+
+
 # --------------------------------------------------------------------------------------------------------- preparation
 
 
-def world(**clips: int) -> World4DConfig:
+def world(**changes: Any) -> World4DConfig:
     """World4D as the study has it: as `tiny`, with more clips."""
     (tiny,) = (one for one in CONFIGS if one.name == "tiny")
-    return dataclasses.replace(tiny, **clips)
+    return dataclasses.replace(tiny, **changes)
 
 
 def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor) -> None:
     """Clips, the list of test questions, the model with random weights, and what its processor makes of the clips."""
     data, folder = config["data"], work / "data"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     worlds = {
-        "train": (world(train_clips=data["train_clips"]), "train", scene_questions),
+        "train": (world(train_clips=data["train_clips"], device=device), "train", scene_questions),
+        # On the CPU: a GPU may round a pixel's level the other way.
         "test": (world(test_clips=data["test_clips"]), "test", scene_questions),
         # Another seed: scenes that no other split has.
-        "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),
+        "base": (world(train_clips=data["base_clips"], seed=1, device=device), "train", base_questions),
     }
     clips = {
         name: World4DFrames(save_frames(folder / name, one, split, data["num_frames"], ask, pool, progress=True))
@@ -211,14 +229,6 @@ def check_record(config: dict[str, Any], file: Path) -> None:
         raise SystemExit(f"{file} was made with other settings of {changed}: remove it, or give another --records.")
 
 
-def on_gpu(gpus: Any) -> None:
-    """Start of a process that makes runs: the GPU that is its own from now on, and one thread."""
-    gpu = gpus.get()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    torch.set_num_threads(1)
-
-
 def do(job: Job, config: dict[str, Any], work: Path, log: Path) -> float:
     """Make a run in this process, which has made others before; what it prints goes to `log`. Returns its seconds."""
     started = time.perf_counter()
@@ -245,17 +255,10 @@ def run_jobs(jobs: list[Job], config: dict[str, Any], work: Path, records: Path,
     logs = work / "logs"
     for folder in (logs, work / "records", records):
         folder.mkdir(parents=True, exist_ok=True)
-    gpus = list(range(torch.cuda.device_count())) or [None]
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     waiting, unfinished, failed = list(jobs), {job.name for job in jobs}, []
     running: dict[Future, Job] = {}
-    numbers = PROCESSES.Queue()
-    for number in gpus * parallel:
-        numbers.put(number)
-    with (
-        ProcessPoolExecutor(len(gpus) * parallel, PROCESSES, initializer=on_gpu, initargs=(numbers,)) as pool,
-        tqdm(total=len(jobs), unit="run", desc="runs") as bar,
-    ):
+    with processes(parallel * max(1, torch.cuda.device_count())) as pool, tqdm(total=len(jobs), unit="run", desc="runs") as bar:
         while waiting or running:
             for job in [job for job in waiting if not unfinished & {*job.needs}]:
                 running[pool.submit(do, job, config, work, logs / f"{job.name}.log")] = job
@@ -299,7 +302,7 @@ def main() -> None:
         records = args.records / "records"
         jobs = jobs_to_do(config, work, records, rows, seeds)
         if jobs:
-            with ProcessPoolExecutor(args.num_proc, PROCESSES) as pool:
+            with processes(args.num_proc) as pool:
                 prepare(config, work, sorted({job.row for job in jobs} - {"teacher"}), pool)
             args.records.mkdir(parents=True, exist_ok=True)
             write_text(args.records / "items.json", (work / "items.json").read_text(encoding="utf-8"))

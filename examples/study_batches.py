@@ -1,8 +1,9 @@
-"""What the processor makes of the study's clips, made once for all runs and kept on the GPU: a small model's step then waits
-neither for a tokenizer nor for a copy. The batches are those of `trainer.P4DCollator`, bit for bit.
+"""What the processor makes of the study's clips, made once for all runs, which share it in memory: a small model's step then
+does not wait for a tokenizer. The batches are those of `trainer.P4DCollator`, bit for bit.
 """
 
 import functools
+import itertools
 import json
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ def processor_with(folder: str | Path, time_cue: str):
 
 
 def _levels(pixel_values: torch.Tensor, processor) -> np.ndarray:
-    """The 8-bit frames `(..., 3, H, W)` whose normalised values these are."""
+    """The 8-bit frames `(..., H, W, 3)` of which these `(..., 3, H, W)` are the normalised values."""
     frames = shown_frames(pixel_values.flatten(end_dim=-4), processor.video_processor)
-    return np.moveaxis(frames, -1, 1).reshape(pixel_values.shape)
+    return frames.reshape(*pixel_values.shape[:-3], *frames.shape[-3:])
 
 
 @functools.lru_cache(maxsize=1)  # of each process that prepares
@@ -52,7 +53,9 @@ def _prepare_conversations(
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Ids and labels of each conversation, and its marked first frame."""
     clips, collator = _opened(*opened)
-    rows = [clips.rows.select(of_one).to_list() for of_one in conversations]
+    columns = clips.rows[[index for of_one in conversations for index in of_one]]
+    each = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    rows = [list(itertools.islice(each, len(of_one))) for of_one in conversations]
     batch = collator([{"id": some[0]["id"], "messages": clips.conversation(some)} for some in rows])
     lengths = batch["attention_mask"].sum(1).tolist()
     ids = [row[:n].numpy().astype(np.int32) for row, n in zip(batch["input_ids"], lengths, strict=True)]
@@ -105,9 +108,13 @@ def prepare_batches(
         ids += some_ids
         labels += some_labels
     first.flush()
-    seconds = _write_frames(folder / "frames.npy", opened, time_cue == "mark", len(clips.frames), side, pool)
-    if time_cue == "mark":  # a teacher sees frames without seconds on them
-        _write_frames(folder / "unmarked.npy", opened, False, len(clips.frames), side, pool)
+    if clips.frames.shape[1:] == (num_frames, *side):  # the processor changes nothing: the clips' own file serves
+        videos = map(clips.video, range(len(clips.frames)))
+        seconds = np.stack([(one["frames_indices"] / one["fps"]).astype(np.float32) for one in videos])
+    else:
+        seconds = _write_frames(folder / "unmarked.npy", opened, False, len(clips.frames), side, pool)
+    if time_cue == "mark":
+        _write_frames(folder / "marked.npy", opened, True, len(clips.frames), side, pool)
     clip_of_row = np.array(clips.rows["clip"])
     np.save(folder / "clips.npy", np.array([clip_of_row[rows[0]] for rows in conversations]))
     np.save(folder / "seconds.npy", seconds)
@@ -120,13 +127,13 @@ def prepare_batches(
 
 def _side(model: Path, time_cue: str) -> tuple[int, int, int]:
     size = processor_with(model, time_cue).video_processor.size
-    return 3, size["height"], size["width"]
+    return size["height"], size["width"], 3
 
 
 def _write_frames(
     file: Path, opened: tuple, time_marks: bool, count: int, side: tuple[int, int, int], pool: Executor
 ) -> np.ndarray:
-    """Write the frames of all clips, `(count, num_frames, 3, H, W)` uint8; returns their seconds."""
+    """Write the frames of all clips, `(count, num_frames, H, W, 3)` uint8; returns their seconds."""
     *_, num_frames = opened
     frames = open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, num_frames, *side))
     parts, seconds = _parts(list(range(count))), []
@@ -140,6 +147,10 @@ def _write_frames(
 
 def _parts(values: list) -> list[list]:
     return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]
+
+
+def _mapped(file: Path, otherwise: np.ndarray) -> np.ndarray:
+    return np.load(file, mmap_mode="r") if file.exists() else otherwise
 
 
 def value_table(video_processor) -> torch.Tensor:
@@ -210,7 +221,7 @@ class Batches:
         folder: of `prepare_batches`.
         clips: the clips that it was made of.
         processor: gives the values of the 256 levels.
-        device: where frames lie.
+        device: of the batches.
     """
 
     def __init__(self, folder: Path, clips: World4DFrames, processor, device: torch.device):
@@ -219,17 +230,20 @@ class Batches:
         self.starts, self.ends = np.concatenate([[0], ends[:-1]]), ends
         self.clip = np.load(folder / "clips.npy")
         self.seconds = np.load(folder / "seconds.npy")
-        self.first = torch.from_numpy(np.load(folder / "first.npy")).to(device)
-        self.frames = torch.from_numpy(np.load(folder / "frames.npy")).to(device)
-        self.unmarked = self.frames
-        if (folder / "unmarked.npy").exists():
-            self.unmarked = torch.from_numpy(np.load(folder / "unmarked.npy")).to(device)
+        # Mapped, so that all runs share what lies in memory
+        self.first = np.load(folder / "first.npy", mmap_mode="r")
+        # A teacher sees frames without seconds on them
+        self.unmarked = _mapped(folder / "unmarked.npy", clips.frames)
+        self.frames = _mapped(folder / "marked.npy", self.unmarked)
         self.table = value_table(processor.video_processor).to(device)
         self.pad = processor.tokenizer.pad_token_id
 
     def values(self, levels: torch.Tensor) -> torch.Tensor:
-        """`(..., 3, H, W)` uint8 -> the processor's float32 values."""
-        return torch.stack([self.table[c][levels[..., c, :, :].int()] for c in range(3)], dim=-3)
+        """`(..., H, W, 3)` uint8 -> the processor's float32 values, `(..., 3, H, W)`."""
+        return torch.stack([self.table[c][levels[..., c].int()] for c in range(3)], dim=-3)
+
+    def _taken(self, frames: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
     def batch(self, indices: list[int], answers: bool = True, unmarked: bool = False) -> dict[str, torch.Tensor]:
         """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left."""
@@ -251,13 +265,14 @@ class Batches:
         if answers:
             batch["labels"] = torch.from_numpy(answer)
         batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
-        on_device = torch.as_tensor(clip, device=self.device)
-        frames = self.frames[on_device]
-        frames[:, 0] = self.first[torch.as_tensor(indices, device=self.device)]
+        shown = self._taken(self.frames, clip)
+        frames = shown.clone()
+        frames[:, 0] = self._taken(self.first, indices)
         batch["pixel_values_videos"] = self.values(frames)
         batch["video_timestamps"] = torch.from_numpy(self.seconds[clip]).to(self.device)
         if unmarked:
-            batch["unmarked_pixel_values_videos"] = self.values(self.unmarked[on_device])
+            plain = shown if self.frames is self.unmarked else self._taken(self.unmarked, clip)
+            batch["unmarked_pixel_values_videos"] = self.values(plain)
         return batch
 
 
