@@ -53,7 +53,6 @@ TOKENIZER_ROWS = 10_000
 CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 
 
-
 def processes(count: int) -> ProcessPoolExecutor:
     """`count` processes of one thread each, which have the GPUs, if there are any, by turns."""
     gpus, numbers = torch.cuda.device_count(), PROCESSES.Queue()
@@ -258,7 +257,10 @@ def run_jobs(jobs: list[Job], config: dict[str, Any], work: Path, records: Path,
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     waiting, unfinished, failed = list(jobs), {job.name for job in jobs}, []
     running: dict[Future, Job] = {}
-    with processes(parallel * max(1, torch.cuda.device_count())) as pool, tqdm(total=len(jobs), unit="run", desc="runs") as bar:
+    with (
+        processes(parallel * max(1, torch.cuda.device_count())) as pool,
+        tqdm(total=len(jobs), unit="run", desc="runs") as bar,
+    ):
         while waiting or running:
             for job in [job for job in waiting if not unfinished & {*job.needs}]:
                 running[pool.submit(do, job, config, work, logs / f"{job.name}.log")] = job
