@@ -1,8 +1,9 @@
 """Captions of World4D scenes and questions about their looks: what a general video-language model learns first.
 
-They tell what the first frame shows and, in a word, whether an object moves, which way, and whether it turns, as captions of
-videos do. They hold no number of metres, seconds or degrees: a model that is trained on these alone knows the scenes and
-the marks, but not the 4D tasks of `world4d_questions`.
+They tell what the first frame shows; in a word, whether an object moves, which way, and whether it turns, as captions of
+videos do; and where in the picture it is, as data sets of pointing and tracking do. They hold no number of metres, seconds
+or degrees: a model that is trained on these alone knows the scenes and the marks, but not the 4D tasks of
+`world4d_questions`.
 """
 
 import itertools
@@ -27,6 +28,10 @@ APPEARANCE_TASKS = (
 CAPTION_TASK, CAPTION_PROMPT = "Caption", "Describe the video."
 REGION_TASK, REGION_PROMPT = "Region Captions", "Describe each marked object."
 MOVEMENT_TASK, MOVEMENT_PROMPT = "Region Movements", "What does each marked object do?"
+TRACK_TASK, TRACK_PROMPT = (
+    "Region Tracks",
+    "Where in the picture is each marked object in the first and in the last frame?",
+)
 # Last numbers of random streams, next to that of world4d_questions.
 APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM = 2**20 + 1, 2**20 + 2, 2**20 + 3
 
@@ -55,13 +60,20 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def _projected(scene: Scene, time_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of the centre of every object: how far it is to the right and below the picture's middle, in shares of its side,
+    `(2, K)`; and its depth `(K,)` in metres.
+    """
+    rotation, origin = scene.camera.pose([time_s])
+    x, y, z = ((np.array([item.position_at([time_s])[0] for item in scene.objects]) - origin) @ rotation[0]).T
+    return scene.camera.focal * np.stack([x, y]) / z, z
+
+
 def _places(scene: Scene) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Of every object in the first frame: how far to the right, in shares of the picture's width; the depth in metres; and
     both in words.
     """
-    rotation, origin = scene.camera.pose([0.0])
-    seen = (np.array([item.position for item in scene.objects]) - origin) @ rotation[0]
-    across, depth = scene.camera.focal * seen[:, 0] / seen[:, 2], seen[:, 2]
+    (across, _), depth = _projected(scene, 0.0)
     words = [
         " ".join(filter(None, (_word(x, PLACE_EDGES, PLACE_WORDS), _word(z, DEPTH_EDGES_M, DEPTH_WORDS))))
         for x, z in zip(across, depth, strict=True)
@@ -120,10 +132,22 @@ def _doing(scene: Scene, item: SceneObject) -> str:
     return " and ".join(words) or "stands still"
 
 
-def region_captions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
-    """Two open questions, whose answers tell of every object of the first frame, by its mark, how it looks and what it does.
+def _points(scene: Scene, time_s: float) -> list[str]:
+    """Where the centre of every object is in the picture, e.g. `"34 52 %"`, from the left and from the top, rounded down;
+    or `"outside"`.
+    """
+    shares, depth = _projected(scene, time_s)
+    percent = np.floor(100 * (shares + 0.5)).astype(int)
+    inside = (depth > 0) & (percent >= 0).all(0) & (percent < 100).all(0)
+    return [f"{x} {y} %" if seen else "outside" for x, y, seen in zip(*percent, inside, strict=True)]
 
-    No other text ties so many words to a mark in so few tokens: a small model learns from it what marks are.
+
+def region_captions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
+    """Three open questions, whose answers tell of every object of the first frame, by its mark, how it looks, what it does,
+    and where in the picture it starts and ends.
+
+    No other text ties so many words to a mark in so few tokens: a small model learns from it what marks are, and to follow
+    what is marked.
 
     Args: as `scene_questions`.
     Returns: rows as of `scene_questions`, with an empty list of options.
@@ -136,6 +160,8 @@ def region_captions(scene: Scene, split: str, size_px: int) -> list[dict[str, An
     chosen, (_, _, where) = _sample(rng, boxes, len(boxes)), _places(scene)
     looks = [" ".join(filter(None, ("is", _kind(scene.objects[k]), where[k]))) for k in chosen]
     movements = [_doing(scene, scene.objects[k]) for k in chosen]
+    starts, ends = _points(scene, 0.0), _points(scene, float(scene.frame_times[-1]))
+    tracks = [f"from {starts[k]} to {ends[k]}" for k in chosen]
     return [
         {
             "task": task,
@@ -148,6 +174,7 @@ def region_captions(scene: Scene, split: str, size_px: int) -> list[dict[str, An
         for task, prompt, told in (
             (REGION_TASK, REGION_PROMPT, looks),
             (MOVEMENT_TASK, MOVEMENT_PROMPT, movements),
+            (TRACK_TASK, TRACK_PROMPT, tracks),
         )
     ]
 

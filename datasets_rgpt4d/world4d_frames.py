@@ -4,6 +4,7 @@ Decoding a video takes a CPU as long as a small model's whole step; here the fra
 maps the same file. They are the frames that a processor would sample from the clip's mp4 file, without its compression.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -41,13 +42,16 @@ ROW_FEATURES = Features(
 FRAMES, SCENES, ROWS, COMPLETE = "frames.npy", "scenes.jsonl", "rows", "frames.json"
 
 
-def _make_clip(job: tuple[World4DConfig, str, int, int, Ask]) -> tuple[int, str, np.ndarray, list[dict[str, Any]]]:
+def _make_clip(
+    file: Path, config: World4DConfig, split: str, num_frames: int, ask: Ask, index: int
+) -> tuple[str, list]:
+    """Renders a clip into its place in the file; returns its scene and its questions."""
     torch.set_num_threads(1)
-    config, split, index, num_frames, ask = job
     scene = config.scene(split, index)
     times = scene.frame_times[uniform_indices(scene.num_frames, num_frames)]
     frames = render_frames(scene, times, config.size_px, config.device, supersample=SUPERSAMPLE, as_numpy=True)
-    return index, scene.to_json(), frames, ask(scene, split, config.size_px)
+    np.load(file, mmap_mode="r+")[index] = frames
+    return scene.to_json(), ask(scene, split, config.size_px)
 
 
 def save_frames(
@@ -89,19 +93,16 @@ def save_frames(
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    frames = open_memmap(
-        folder / FRAMES, mode="w+", dtype=np.uint8, shape=(clips, num_frames, config.size_px, config.size_px, 3)
-    )
+    shape = (clips, num_frames, config.size_px, config.size_px, 3)
+    open_memmap(folder / FRAMES, mode="w+", dtype=np.uint8, shape=shape)
     scenes, rows = [], []
-    jobs = [(config, split, index, num_frames, ask) for index in range(clips)]
-    made = map(_make_clip, jobs) if pool is None else pool.map(_make_clip, jobs, chunksize=16)
-    for index, scene, pictures, questions in tqdm(made, f"{split} clips", clips, unit="clip", disable=not progress):
-        frames[index] = pictures
+    make = functools.partial(_make_clip, folder / FRAMES, config, split, num_frames, ask)
+    made = map(make, range(clips)) if pool is None else pool.map(make, range(clips), chunksize=16)
+    for index, (scene, questions) in enumerate(tqdm(made, f"{split} clips", clips, unit="clip", disable=not progress)):
         scenes.append(scene + "\n")
         for number, question in enumerate(questions):
             kept = {name: question[name] for name in ("task", "question", "options", "answer", "regions")}
             rows.append({"id": f"{split}-{index:06d}-{number}", "clip": index, **kept})
-    frames.flush()
     write_text(folder / SCENES, "".join(scenes))
     Dataset.from_list(rows, features=ROW_FEATURES).save_to_disk(folder / ROWS)
     write_text(folder / COMPLETE, described)

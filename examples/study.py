@@ -31,7 +31,7 @@ import study_run
 import torch
 import yaml
 from make_small_model import build_model, build_tokenizer
-from study_batches import prepare_batches, prepare_truth
+from study_batches import COMPLETE, prepare_batches, prepare_truth
 from study_report import write_study
 from study_run import batches_name, conversations, row_settings
 from tqdm import tqdm
@@ -53,40 +53,23 @@ TOKENIZER_ROWS = 10_000
 CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 
 
-def processes(count: int) -> ProcessPoolExecutor:
-    """`count` processes of one thread each, which have the GPUs, if there are any, by turns."""
-    gpus, numbers = torch.cuda.device_count(), PROCESSES.Queue()
-    for number in range(count):
-        numbers.put(str(number % gpus) if gpus else None)
-    return ProcessPoolExecutor(count, PROCESSES, initializer=_on_gpu, initargs=(numbers,))
-
-
-def _on_gpu(numbers: Any) -> None:
-    gpu = numbers.get()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    torch.set_num_threads(1)
-
-
 # --------------------------------------------------------------------------------------------------------- preparation
 
 
-def world(**changes: Any) -> World4DConfig:
+def world(**clips: int) -> World4DConfig:
     """World4D as the study has it: as `tiny`, with more clips."""
     (tiny,) = (one for one in CONFIGS if one.name == "tiny")
-    return dataclasses.replace(tiny, **changes)
+    return dataclasses.replace(tiny, **clips)
 
 
 def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor) -> None:
     """Clips, the list of test questions, the model with random weights, and what its processor makes of the clips."""
     data, folder = config["data"], work / "data"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     worlds = {
-        "train": (world(train_clips=data["train_clips"], device=device), "train", scene_questions),
-        # On the CPU: a GPU may round a pixel's level the other way.
+        "train": (world(train_clips=data["train_clips"]), "train", scene_questions),
         "test": (world(test_clips=data["test_clips"]), "test", scene_questions),
         # Another seed: scenes that no other split has.
-        "base": (world(train_clips=data["base_clips"], seed=1, device=device), "train", base_questions),
+        "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),
     }
     clips = {
         name: World4DFrames(save_frames(folder / name, one, split, data["num_frames"], ask, pool, progress=True))
@@ -98,16 +81,13 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
 
     all_settings = [row_settings(config, row) for row in rows]
     for settings in all_settings:
-        for split in {settings["data"], "test"}:
-            prepare_batches(
-                folder / batches_name(settings, split),
-                folder / split,
-                conversations(clips[split].rows, settings, split),
-                work / "initial",
-                settings["time_cue"],
-                settings["num_frames"],
-                pool,
-            )
+        tested = settings["tests"] or settings["perception_clips"]
+        for split in (settings["data"], "test") if tested else (settings["data"],):
+            batches = folder / batches_name(settings, split)
+            if not (batches / COMPLETE).exists():
+                asked = conversations(clips[split].rows, settings, split)
+                cue, num_frames = settings["time_cue"], settings["num_frames"]
+                prepare_batches(batches, folder / split, asked, work / "initial", cue, num_frames, pool)
     size, patch = (config["teacher"].get(name, default) for name, default in (("image-size", 64), ("patch-size", 8)))
     truths = {"test": "float32"} | ({"train": "float16"} if any(s.get("truth") for s in all_settings) else {})
     for split, dtype in truths.items():
@@ -228,6 +208,14 @@ def check_record(config: dict[str, Any], file: Path) -> None:
         raise SystemExit(f"{file} was made with other settings of {changed}: remove it, or give another --records.")
 
 
+def on_gpu(gpus: Any) -> None:
+    """Start of a process that makes runs: the GPU that is its own from now on, and one thread."""
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    torch.set_num_threads(1)
+
+
 def do(job: Job, config: dict[str, Any], work: Path, log: Path) -> float:
     """Make a run in this process, which has made others before; what it prints goes to `log`. Returns its seconds."""
     started = time.perf_counter()
@@ -254,11 +242,15 @@ def run_jobs(jobs: list[Job], config: dict[str, Any], work: Path, records: Path,
     logs = work / "logs"
     for folder in (logs, work / "records", records):
         folder.mkdir(parents=True, exist_ok=True)
+    gpus = list(range(torch.cuda.device_count())) or [None]
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     waiting, unfinished, failed = list(jobs), {job.name for job in jobs}, []
     running: dict[Future, Job] = {}
+    numbers = PROCESSES.Queue()
+    for number in gpus * parallel:
+        numbers.put(number)
     with (
-        processes(parallel * max(1, torch.cuda.device_count())) as pool,
+        ProcessPoolExecutor(len(gpus) * parallel, PROCESSES, initializer=on_gpu, initargs=(numbers,)) as pool,
         tqdm(total=len(jobs), unit="run", desc="runs") as bar,
     ):
         while waiting or running:
@@ -304,7 +296,7 @@ def main() -> None:
         records = args.records / "records"
         jobs = jobs_to_do(config, work, records, rows, seeds)
         if jobs:
-            with processes(args.num_proc) as pool:
+            with ProcessPoolExecutor(args.num_proc, PROCESSES) as pool:
                 prepare(config, work, sorted({job.row for job in jobs} - {"teacher"}), pool)
             args.records.mkdir(parents=True, exist_ok=True)
             write_text(args.records / "items.json", (work / "items.json").read_text(encoding="utf-8"))

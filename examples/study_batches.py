@@ -24,6 +24,7 @@ from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
 from trainer.perception_pictures import shown_frames
 
+COMPLETE = "batches.json"
 AT_ONCE = 32
 LEVELS = 255
 TRUTH = ("depth", "flow", "flow_valid", "motion", "camray")
@@ -87,7 +88,7 @@ def prepare_batches(
     num_frames: int,
     pool: Executor,
 ) -> Path:
-    """Write to `folder`, unless it is there, what the processor gives for conversations about the clips of `clips_folder`.
+    """Write to `folder` what the processor gives for conversations about the clips of `clips_folder`; the file `COMPLETE` last.
 
     Args:
         conversations: of each the indices of its rows, which are about one clip.
@@ -95,8 +96,6 @@ def prepare_batches(
         time_cue, num_frames: of the processor.
         pool: processes that do it.
     """
-    if (folder / "batches.json").exists():
-        return folder
     folder.mkdir(parents=True, exist_ok=True)
     clips, side = World4DFrames(clips_folder), _side(model, time_cue)
     opened, parts = (clips_folder, model, time_cue, num_frames), _parts(conversations)
@@ -115,13 +114,13 @@ def prepare_batches(
         seconds = _write_frames(folder / "unmarked.npy", opened, False, len(clips.frames), side, pool)
     if time_cue == "mark":
         _write_frames(folder / "marked.npy", opened, True, len(clips.frames), side, pool)
-    clip_of_row = np.array(clips.rows["clip"])
+    clip_of_row = np.array(clips.rows["clip"][:])
     np.save(folder / "clips.npy", np.array([clip_of_row[rows[0]] for rows in conversations]))
     np.save(folder / "seconds.npy", seconds)
     np.save(folder / "ids.npy", np.concatenate(ids))
     np.save(folder / "labels.npy", np.concatenate(labels))
     np.save(folder / "ends.npy", np.cumsum([len(one) for one in ids]))
-    write_text(folder / "batches.json", json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
+    write_text(folder / COMPLETE, json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
     return folder
 
 

@@ -74,7 +74,7 @@ def conversations(rows: Dataset, settings: dict[str, Any], split: str) -> list[l
         return [[index] for index in range(len(rows))]
     wanted = set(settings["tasks"] or rows.unique("task"))
     of_clip: dict[int, list[int]] = {}
-    for index, (clip, task) in enumerate(zip(rows["clip"], rows["task"], strict=True)):
+    for index, (clip, task) in enumerate(zip(rows["clip"][:], rows["task"][:], strict=True)):
         if task in wanted:
             of_clip.setdefault(clip, []).append(index)
     # Not by the seed of the run: all seeds have the same conversations, as they have the same clips.

@@ -1,3 +1,6 @@
+import dataclasses
+
+import numpy as np
 import pytest
 
 from datasets_rgpt4d.world4d import CONFIGS
@@ -6,11 +9,13 @@ from datasets_rgpt4d.world4d_captions import (
     CAPTION_TASK,
     MOVEMENT_TASK,
     REGION_TASK,
+    TRACK_TASK,
     appearance_questions,
     base_questions,
     region_captions,
 )
 from datasets_rgpt4d.world4d_questions import direction_of_travel, first_frame_boxes
+from datasets_rgpt4d.world4d_render import instance_masks
 
 SIZE_PX = 64
 SCENES = [CONFIGS[0].scene("train", index) for index in range(60)]
@@ -66,7 +71,7 @@ def test_a_caption_names_what_is_seen_and_no_movement():
 def test_region_captions_describe_each_object_by_its_mark():
     orders = []
     for scene in SCENES:
-        looks, movements = region_captions(scene, "train", SIZE_PX)
+        looks, movements, _ = region_captions(scene, "train", SIZE_PX)
         objects = asked_objects(scene, looks)
         orders.append([*objects.values()] == [*scene.objects])
         assert (looks["task"], movements["task"]) == (REGION_TASK, MOVEMENT_TASK)
@@ -80,6 +85,27 @@ def test_region_captions_describe_each_object_by_its_mark():
             direction = direction_of_travel(scene, item)
             assert direction is None or movement.startswith(f"{mark} moves {direction}")
     assert not all(orders)  # marks are numbered at random
+
+
+def test_tracks_are_where_the_renderer_draws_the_objects():
+    found = 0
+    for scene in SCENES:
+        tracks = region_captions(scene, "train", SIZE_PX)[-1]
+        assert tracks["task"] == TRACK_TASK
+        told = tracks["answer"].removesuffix(".").split(". ")
+        for track, (mark, item) in zip(told, asked_objects(scene, tracks).items(), strict=True):
+            alone = dataclasses.replace(scene, objects=(item,))  # nothing hides it
+            masks = instance_masks(alone, [0.0, scene.frame_times[-1]], SIZE_PX) == 0
+            points = track.removeprefix(f"{mark} from ").split(" to ")
+            for mask, point in zip(masks, points, strict=True):
+                if point == "outside":
+                    assert mask.sum() == mask[1:-1, 1:-1].sum() == 0 or mask.sum() > mask[1:-1, 1:-1].sum()
+                    continue
+                rows, columns = np.nonzero(mask)
+                x, y = ((int(value) + 0.5) / 100 * SIZE_PX for value in point.removesuffix(" %").split())
+                assert columns.min() - 0.5 <= x <= columns.max() + 1.5 and rows.min() - 0.5 <= y <= rows.max() + 1.5
+                found += 1
+    assert found > 200
 
 
 def test_the_same_scene_gives_the_same_questions():
