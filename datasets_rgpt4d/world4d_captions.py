@@ -33,7 +33,7 @@ TRACK_TASK, TRACK_PROMPT = (
     "Where in the picture is each marked object in the first and in the last frame?",
 )
 # Last numbers of random streams, next to that of world4d_questions.
-APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM = 2**20 + 1, 2**20 + 2, 2**20 + 3
+APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM, CHOICE_STREAM = (2**20 + number for number in range(1, 5))
 
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 # Below the first edge the first word is right, above the last edge the last one; between two words' edges none is said.
@@ -313,12 +313,13 @@ def appearance_questions(scene: Scene, split: str, size_px: int) -> list[dict[st
 
 
 def base_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
-    """A scene's caption and its `region_captions`, as questions without options, and its `appearance_questions`: what a
-    base model learns from.
+    """A scene's caption and its `region_captions`, as questions without options, and two of its `appearance_questions`, which
+    take more words to ask than to answer: what a base model learns from.
 
     Args, returns and raises: as `scene_questions` and `scene_caption`.
     """
-    questions = appearance_questions(scene, split, size_px)
+    rng = np.random.default_rng([scene.seed, SPLITS.index(split), CHOICE_STREAM])
+    questions = _sample(rng, appearance_questions(scene, split, size_px), 2)
     caption = {
         "task": CAPTION_TASK,
         "question": CAPTION_PROMPT,

@@ -32,6 +32,7 @@ import torch
 import yaml
 from make_small_model import build_model, build_tokenizer
 from study_batches import COMPLETE, prepare_batches, prepare_truth
+from study_records import BASE_ROWS
 from study_report import write_study
 from study_run import batches_name, conversations, row_settings
 from tqdm import tqdm
@@ -172,7 +173,7 @@ def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str
     def add(row: str, seed: int, again: bool = False) -> str:
         """The name of the job that makes this model; it is made anew if `again`."""
         settings = {} if row == "teacher" else row_settings(config, row)
-        seed = 0 if row in ("teacher", "base") else seed
+        seed = 0 if row in ("teacher", *BASE_ROWS) else seed
         job = Job(row, seed)
         if job.name in jobs or (job.made(work).exists() and not again):
             return job.name
@@ -187,7 +188,7 @@ def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str
 
     for seed in seeds:
         for row in rows:
-            recorded = records / f"{row}-{0 if row == 'base' else seed}.json"
+            recorded = records / f"{row}-{0 if row in BASE_ROWS else seed}.json"
             if recorded.exists():
                 check_record(config, recorded)
             else:

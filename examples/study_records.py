@@ -23,12 +23,13 @@ DIFFICULTY = {
     "3 or 4 objects": lambda clip: 3 <= clip["objects"] <= 4,
     "5 or 6 objects": lambda clip: clip["objects"] >= 5,
 }
+BASE_ROWS = ("pairs", "base")  # made once, with seed 0: what the other rows start from
 # Row -> what the document calls it, and what it is.
 ROWS = {
     "zero_shot": (
         "Zero-shot",
-        "the base model, trained on captions, which tell in words how objects move, and on questions about appearance, without any 4D question; one model, so its seeds "
-        "are the same",
+        "the base model, trained on captions, which tell in words how objects move, and where in the picture they are, and "
+        "on questions about appearance, without any 4D question; one model, so its seeds are the same",
     ),
     "sft": ("4D-SFT", "trained on the 4D questions alone"),
     "concat": ("4D-Concat", "SFT; the teacher's latents are concatenated with the visual features, at inference too"),

@@ -14,7 +14,7 @@ import numpy as np
 from evaluation_report import table
 from study_claims import Claim, accuracy, all_claims, percent, points, points_between
 from study_figures import SIGNALS, curve, draw_curves, draw_label_efficiency, draw_pictures
-from study_records import DIFFICULTY, PAPER_SCORES, PAPER_TIMEBENCH, ROWS, Study
+from study_records import BASE_ROWS, DIFFICULTY, PAPER_SCORES, PAPER_TIMEBENCH, ROWS, Study
 from study_statistics import FAILS, HOLDS, LEVEL, NOT_RUN, PERMUTATIONS, RESAMPLES, UNDECIDED, mean
 
 from datasets_rgpt4d.whole_files import write_text
@@ -118,11 +118,11 @@ def write_study(folder: Path, output: Path) -> None:
 
 
 def _opening(study: Study) -> str:
-    expected = {row for row in ROWS if study.run_as(row) == row} | (study.records.keys() - {"base"})
+    expected = {row for row in ROWS if study.run_as(row) == row} | (study.records.keys() - {*BASE_ROWS})
     missing = {
         row: [seed for seed in study.seeds if seed not in study.records.get(row, {})] for row in sorted(expected)
     }
-    there = sum(len(runs) for row, runs in study.records.items() if row != "base")
+    there = sum(len(runs) for row, runs in study.records.items() if row not in BASE_ROWS)
     told = f"{there} of {there + sum(map(len, missing.values()))} runs are in."
     if any(missing.values()):
         listed = [f"{row} (seed {', '.join(map(str, seeds))})" for row, seeds in missing.items() if seeds]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
+from study_records import BASE_ROWS
 from tqdm import tqdm
 from train import RunArguments, load_student, load_teacher
 from transformers import HfArgumentParser, TrainerCallback, set_seed
@@ -32,7 +33,7 @@ REPEATS = 21  # of the comparison of the model with and without its decoder
 # What a row may say beside options of examples/train.py and trainer.P4DConfig.
 STUDY_OPTIONS = {
     "train": True,  # False: test what the row starts from
-    "start": "base",  # the row whose model is trained on: `base` of seed 0, another of the same seed; or `initial`
+    "start": "base",  # the row whose model is trained on, of the same seed or a base row; or `initial`
     "data": "train",  # folder of --work/data
     "tasks": None,  # train on these tasks alone
     "share": 1.0,  # of the clips, drawn at random, with all their questions
@@ -55,7 +56,7 @@ def start_of(settings: dict[str, Any], work: Path, seed: int) -> Path:
     """Folder of the model that a run starts from."""
     if settings["start"] == "initial":
         return work / "initial"
-    return work / "models" / f"{settings['start']}-{0 if settings['start'] == 'base' else seed}"
+    return work / "models" / f"{settings['start']}-{0 if settings['start'] in BASE_ROWS else seed}"
 
 
 def batches_name(settings: dict[str, Any], split: str) -> str:

@@ -76,7 +76,7 @@ def finished(tmp_path_factory):
 
 def test_rows_and_all_that_they_need_leave_records_and_a_document(finished):
     records = {path.stem for path in (finished / "study" / "records").iterdir()}
-    assert records == {"teacher", "base-0", "sft-0", *(f"{row}-0" for row in ROWS if row != "base")}
+    assert records == {"teacher", "pairs-0", "base-0", "sft-0", *(f"{row}-0" for row in ROWS if row != "base")}
     record = json.loads((finished / "study" / "records" / "p4d-0.json").read_text())
     items = json.loads((finished / "study" / "items.json").read_text())
     assert record["items_sha256"] == items["sha256"]
