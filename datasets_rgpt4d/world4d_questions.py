@@ -6,6 +6,7 @@ wrong numbers are what is true of other clips or a ladder on which the truth may
 happen are asked about in the same words as things that do (category "False Positives"), and options are shuffled.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -324,6 +325,7 @@ _ASK = (
 )
 
 
+@functools.lru_cache(maxsize=1)  # several kinds of questions are asked about a scene, one after the other
 def first_frame_boxes(scene: Scene, size_px: int) -> dict[int, list[float]]:
     """Object index -> [x1, y1, x2, y2] round its visible pixels in the first frame, in pixels of a `size_px` video; x2
     and y2 are exclusive edges.
