@@ -60,20 +60,13 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast,
-    image_size: int,
-    patch_size: int,
-    width: int,
-    layers: int,
-    llm_layers: int | None = None,
-    time_cue: str = "tpe",
+    tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int, width: int, layers: int, time_cue: str = "tpe"
 ):
     """A 4D-RGPT with random weights and its processor: SigLIP of width `width`, 2x2 projector, Qwen2 of width `2 * width`.
 
     Args:
         image_size, patch_size: pixels; each frame becomes `(image_size / patch_size / 2) ** 2` tokens.
-        width, layers: of the vision tower; the language model has twice the width.
-        llm_layers: of the language model; by default as many as the vision tower has.
+        width, layers: of the vision tower; the language model has twice the width and as many layers.
         time_cue: `"tpe"`, which is a part of the model, or one of the processor's, `"none"`, `"mark"` and `"prompt"`.
     """
     config = RGPT4DConfig(
@@ -90,7 +83,7 @@ def build_model(
             vocab_size=len(tokenizer),
             hidden_size=2 * width,
             intermediate_size=6 * width,
-            num_hidden_layers=layers if llm_layers is None else llm_layers,
+            num_hidden_layers=layers,
             num_attention_heads=width // 16,
             num_key_value_heads=width // 32,
             max_position_embeddings=4096,
@@ -133,8 +126,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="side of a frame in pixels (default: %(default)s)")
     parser.add_argument("--patch-size", type=int, default=8, help="side of a patch in pixels (default: %(default)s)")
     parser.add_argument("--width", type=int, default=96, help="width of the vision tower (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=3, help="layers of the vision tower (default: %(default)s)")
-    parser.add_argument("--llm-layers", type=int, help="layers of the language model (default: as the vision tower)")
+    parser.add_argument("--layers", type=int, default=3, help="layers of each transformer (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=1024, help="tokens at most (default: %(default)s)")
     parser.add_argument(
         "--time-cue", choices=["tpe", "none", "mark", "prompt"], default="tpe", help="how the model is told the time"
@@ -160,7 +152,6 @@ def main() -> None:
         args.patch_size,
         args.width,
         args.layers,
-        args.llm_layers,
         args.time_cue,
     )
     unfinished = args.output.with_name(f".{args.output.name}.part")
