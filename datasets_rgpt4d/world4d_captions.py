@@ -28,10 +28,8 @@ APPEARANCE_TASKS = (
 CAPTION_TASK, CAPTION_PROMPT = "Caption", "Describe the video."
 REGION_TASK, REGION_PROMPT = "Region Captions", "Describe each marked object."
 MOVEMENT_TASK, MOVEMENT_PROMPT = "Region Movements", "What does each marked object do?"
-TRACK_TASK, TRACK_PROMPT = (
-    "Region Tracks",
-    "Where in the picture is each marked object in the first and in the last frame?",
-)
+TRACK_TASK = "Region Tracks"
+TRACK_PROMPT = "Where in the picture is each marked object in the first and in the last frame?"
 # Last numbers of random streams, next to that of world4d_questions.
 APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM, CHOICE_STREAM = (2**20 + number for number in range(1, 5))
 

@@ -44,8 +44,8 @@ FRAMES, SCENES, ROWS, COMPLETE = "frames.npy", "scenes.jsonl", "rows", "frames.j
 
 def _make_clip(
     file: Path, config: World4DConfig, split: str, num_frames: int, ask: Ask, index: int
-) -> tuple[str, list]:
-    """Renders a clip into its place in the file; returns its scene and its questions."""
+) -> tuple[str, list[dict[str, Any]]]:
+    """Render a clip into its place in the file; returns its scene as JSON and its questions."""
     torch.set_num_threads(1)
     scene = config.scene(split, index)
     times = scene.frame_times[uniform_indices(scene.num_frames, num_frames)]

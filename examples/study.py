@@ -31,8 +31,8 @@ import study_run
 import torch
 import yaml
 from make_small_model import build_model, build_tokenizer
-from study_batches import COMPLETE, prepare_batches, prepare_truth
-from study_records import BASE_ROWS
+from study_batches import prepare_batches, prepare_truth
+from study_records import seed_of
 from study_report import write_study
 from study_run import batches_name, conversations, row_settings
 from tqdm import tqdm
@@ -81,14 +81,18 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         make_initial_model(config, work, [text for name in ("train", "base") for text in spoken(clips[name])])
 
     all_settings = [row_settings(config, row) for row in rows]
-    for settings in all_settings:
-        tested = settings["tests"] or settings["perception_clips"]
-        for split in (settings["data"], "test") if tested else (settings["data"],):
-            batches = folder / batches_name(settings, split)
-            if not (batches / COMPLETE).exists():
-                asked = conversations(clips[split].rows, settings, split)
-                cue, num_frames = settings["time_cue"], settings["num_frames"]
-                prepare_batches(batches, folder / split, asked, work / "initial", cue, num_frames, pool)
+    # Most rows share their batches with others.
+    batches = {batches_name(one, split): (one, split) for one in all_settings for split in (one["data"], "test")}
+    for name, (settings, split) in batches.items():
+        prepare_batches(
+            folder / name,
+            folder / split,
+            conversations(clips[split].rows, settings, split),
+            work / "initial",
+            settings["time_cue"],
+            settings["num_frames"],
+            pool,
+        )
     size, patch = (config["teacher"].get(name, default) for name, default in (("image-size", 64), ("patch-size", 8)))
     truths = {"test": "float32"} | ({"train": "float16"} if any(s.get("truth") for s in all_settings) else {})
     for split, dtype in truths.items():
@@ -173,7 +177,7 @@ def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str
     def add(row: str, seed: int, again: bool = False) -> str:
         """The name of the job that makes this model; it is made anew if `again`."""
         settings = {} if row == "teacher" else row_settings(config, row)
-        seed = 0 if row in ("teacher", *BASE_ROWS) else seed
+        seed = 0 if row == "teacher" else seed_of(row, seed)
         job = Job(row, seed)
         if job.name in jobs or (job.made(work).exists() and not again):
             return job.name
@@ -188,7 +192,7 @@ def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str
 
     for seed in seeds:
         for row in rows:
-            recorded = records / f"{row}-{0 if row in BASE_ROWS else seed}.json"
+            recorded = records / f"{row}-{seed_of(row, seed)}.json"
             if recorded.exists():
                 check_record(config, recorded)
             else:

@@ -24,7 +24,6 @@ from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
 from trainer.perception_pictures import shown_frames
 
-COMPLETE = "batches.json"
 AT_ONCE = 32
 LEVELS = 255
 TRUTH = ("depth", "flow", "flow_valid", "motion", "camray")
@@ -88,7 +87,7 @@ def prepare_batches(
     num_frames: int,
     pool: Executor,
 ) -> Path:
-    """Write to `folder` what the processor gives for conversations about the clips of `clips_folder`; the file `COMPLETE` last.
+    """Write to `folder`, unless it is there, what the processor gives for conversations about the clips of `clips_folder`.
 
     Args:
         conversations: of each the indices of its rows, which are about one clip.
@@ -96,6 +95,8 @@ def prepare_batches(
         time_cue, num_frames: of the processor.
         pool: processes that do it.
     """
+    if (folder / "batches.json").exists():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     clips, side = World4DFrames(clips_folder), _side(model, time_cue)
     opened, parts = (clips_folder, model, time_cue, num_frames), _parts(conversations)
@@ -120,7 +121,7 @@ def prepare_batches(
     np.save(folder / "ids.npy", np.concatenate(ids))
     np.save(folder / "labels.npy", np.concatenate(labels))
     np.save(folder / "ends.npy", np.cumsum([len(one) for one in ids]))
-    write_text(folder / COMPLETE, json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
+    write_text(folder / "batches.json", json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
     return folder
 
 

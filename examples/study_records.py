@@ -116,6 +116,11 @@ PAPER_TIMEBENCH = {
 NO_LETTER = "-"
 
 
+def seed_of(row: str, seed: int) -> int:
+    """The seed that a row is made with, where others have `seed`."""
+    return 0 if row in BASE_ROWS else seed
+
+
 @dataclass(frozen=True)
 class Column:
     """Questions over which an accuracy is taken: `(items,)` bool, how many, and what a guess gets right of them."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
-from study_records import BASE_ROWS
+from study_records import seed_of
 from tqdm import tqdm
 from train import RunArguments, load_student, load_teacher
 from transformers import HfArgumentParser, TrainerCallback, set_seed
@@ -56,7 +56,7 @@ def start_of(settings: dict[str, Any], work: Path, seed: int) -> Path:
     """Folder of the model that a run starts from."""
     if settings["start"] == "initial":
         return work / "initial"
-    return work / "models" / f"{settings['start']}-{0 if settings['start'] in BASE_ROWS else seed}"
+    return work / "models" / f"{settings['start']}-{seed_of(settings['start'], seed)}"
 
 
 def batches_name(settings: dict[str, Any], split: str) -> str:

@@ -108,6 +108,16 @@ def test_tracks_are_where_the_renderer_draws_the_objects():
     assert found > 200
 
 
+def test_a_base_model_is_asked_two_questions_about_looks_of_every_kind():
+    kinds = []
+    for scene in SCENES:
+        caption, looks, movements, tracks, *asked = base_questions(scene, "train", SIZE_PX)
+        assert [row["task"] for row in (looks, movements, tracks)] == [REGION_TASK, MOVEMENT_TASK, TRACK_TASK]
+        assert len(asked) == 2 and all(row in appearance_questions(scene, "train", SIZE_PX) for row in asked)
+        kinds += [row["task"] for row in asked]
+    assert {*kinds} == {*APPEARANCE_TASKS}
+
+
 def test_the_same_scene_gives_the_same_questions():
     assert base_questions(SCENES[0], "train", SIZE_PX) == base_questions(SCENES[0], "train", SIZE_PX)
     assert base_questions(SCENES[0], "train", SIZE_PX) != base_questions(SCENES[0], "validation", SIZE_PX)

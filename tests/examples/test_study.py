@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIG = yaml.safe_load((EXAMPLES / "study.yaml").read_text(encoding="utf-8"))
 SMALL = {
     "data": {"num_frames": 8, "train_clips": 6, "base_clips": 4, "test_clips": 2},
-    "model": {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "vocab_size": 400},
+    "model": {"image_size": 112, "patch_size": 28, "width": 32, "layers": 1, "vocab_size": 400},
     "teacher": {
         **{
             "steps": 1,
