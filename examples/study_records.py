@@ -56,6 +56,10 @@ ROWS = {
         "Release's states",
         "P4D; the decoder reads the positions that the authors' release takes for frame tokens",
     ),
+    "middle_states": (
+        "Middle layer's states",
+        "P4D; the decoder reads the layer halfway up the language model, not the last",
+    ),
     "release_weights": ("Release's weights", "P4D with the loss weights of the authors' release"),
     "strong_weights": ("Strong weights", "P4D with greater weights of distillation"),
     "linear_decoder": ("Linear decoder", "P4D with a linear perception decoder instead of an MLP"),

@@ -27,7 +27,16 @@ TABLES = {
     "Table 7: which parts are trained": (
         *("zero_shot", "tune_all", "tune_v", "tune_p", "tune_llm", "tune_llm_lora", "tune_p_llm_lora", "tune_p_llm"),
     ),
-    "Beyond the paper": ("truth", "ed", "release_states", "release_weights", "strong_weights", "linear_decoder", "p4d"),
+    "Beyond the paper": (
+        "truth",
+        "ed",
+        "release_states",
+        "middle_states",
+        "release_weights",
+        "strong_weights",
+        "linear_decoder",
+        "p4d",
+    ),
 }
 LABELS = {"sft": {0.05: "sft_5", 0.2: "sft_20", 1.0: "sft"}, "p4d": {0.05: "p4d_5", 0.2: "p4d_20", 1.0: "p4d"}}
 ERRORS = {  # of trainer.signal_errors -> heading and digits

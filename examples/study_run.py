@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
 from study_records import seed_of
@@ -38,7 +39,7 @@ STUDY_OPTIONS = {
     "tasks": None,  # train on these tasks alone
     "share": 1.0,  # of the clips, drawn at random, with all their questions
     "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
-    "states": "frame_tokens",  # `release`: the positions that the authors' release takes for frame tokens
+    "states": "frame_tokens",  # the last ones of these; or a key of TRAINERS
     "tests": ["test"],  # and any of `shuffled`, `zeroed`
     "perception_clips": 0,  # test clips on which the perceived signals are compared with the truth
     "inference": False,  # compare the model with and without its decoder
@@ -103,6 +104,27 @@ class ReleaseStatesTrainer(P4DTrainer):
         videos = frame_hidden_states(hidden_states, ids, config.video_token_id, lengths, config.frame_grid)
         frames = torch.stack(cut(videos, windows, self.teacher.num_frames))
         return decoder(frames.to(decoder.dtype))
+
+
+class MiddleStatesTrainer(P4DTrainer):
+    """Distils the hidden states halfway up the language model: what is learnt there, later layers can read.
+
+    The paper takes the last layer's, which no answer token attends to.
+    """
+
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        layers = self._core(self.model).model.language_model.layers
+        layers[len(layers) // 2 - 1].register_forward_hook(self._keep)
+
+    def _keep(self, layer, args, output):
+        self._middle = F.rms_norm(output, output.shape[-1:])  # as the last layer's are normalised, without weights
+
+    def _distillation_terms(self, core, hidden_states, *args):
+        return super()._distillation_terms(core, self._middle, *args)
+
+
+TRAINERS = {"frame_tokens": P4DTrainer, "release": ReleaseStatesTrainer, "middle": MiddleStatesTrainer}
 
 
 @functools.lru_cache(maxsize=2)  # of a process that makes one run after the other: most have the same
@@ -183,7 +205,7 @@ class Run:
         if self.arguments.truth:
             teacher = GroundTruthTeacher(self.teacher)
             truth = Truth(self.work / "data" / f"{self.settings['data']}-truth", self.training.device)
-        trainer = (ReleaseStatesTrainer if self.settings["states"] == "release" else P4DTrainer)(
+        trainer = TRAINERS[self.settings["states"]](
             self.model,
             self.training,
             teacher=teacher,

@@ -36,7 +36,7 @@ SMALL = {
     },
     "seeds": [0],
 }
-ROWS = ("base", "p4d", "mark", "release_states", "one_frame", "probe_sft")
+ROWS = ("base", "p4d", "mark", "release_states", "middle_states", "one_frame", "probe_sft")
 
 
 def study(tmp_path, *arguments, status=0):
