@@ -28,7 +28,7 @@ from .world4d_sampling import SPLITS, sample_scene
 from .world4d_scene import Scene
 from .world4d_video import write_video
 
-VERSION = datasets.Version("1.0.0")
+VERSION = datasets.Version("1.1.0")  # wrong answers that the text alone does not give away
 MAX_CLIPS = 1_000_000  # of a split: the seeds of the splits are this far apart
 SUPERSAMPLE = 2
 FRAMES_IN_MEMORY = 32
@@ -158,7 +158,7 @@ def clip_rows(config: World4DConfig, split: str, index: int, video_folder: str |
     scene = config.scene(split, index)
     path = os.path.join(video_folder, clip_name(scene, split, index, config.size_px))
     render_video(scene, path, config.size_px, config.device)
-    questions = scene_questions(scene, split, config.size_px)
+    questions = scene_questions(scene, split, config.size_px, config.durations_s)
     return [
         {
             "id": f"{split}-{index:06d}-{number}",

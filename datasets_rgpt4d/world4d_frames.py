@@ -96,7 +96,8 @@ def save_frames(
     shape = (clips, num_frames, config.size_px, config.size_px, 3)
     open_memmap(folder / FRAMES, mode="w+", dtype=np.uint8, shape=shape)
     scenes, rows = [], []
-    make = functools.partial(_make_clip, folder / FRAMES, config, split, num_frames, ask)
+    asked = functools.partial(ask, durations_s=config.durations_s) if ask is scene_questions else ask
+    make = functools.partial(_make_clip, folder / FRAMES, config, split, num_frames, asked)
     made = map(make, range(clips)) if pool is None else pool.map(make, range(clips), chunksize=16)
     for index, (scene, questions) in enumerate(tqdm(made, f"{split} clips", clips, unit="clip", disable=not progress)):
         scenes.append(scene + "\n")

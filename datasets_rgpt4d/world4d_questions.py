@@ -2,20 +2,31 @@
 
 Every answer is computed from the scene and is exactly true as written; a question whose answer would be a matter of
 taste (a diagonal direction, say) is not asked. What a reader of the text alone could use is removed where possible:
-wrong numbers are what is true of other clips or a ladder on which the truth may stand on any rung, things that do not
-happen are asked about in the same words as things that do (category "False Positives"), and options are shuffled.
+wrong numbers are drawn as the right ones are, so that each might be true of another clip, things that do not happen are
+asked about in the same words as things that do (category "False Positives"), and options are shuffled.
 """
 
 import functools
 import itertools
 import json
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .world4d_render import instance_masks
-from .world4d_sampling import CHECK_SIZE_PX, DIRECTIONS_DEG, SIZES_M, SPLITS, TURNS_DEG, _pick, draw_rate
+from .world4d_sampling import (
+    CHECK_SIZE_PX,
+    DIRECTIONS_DEG,
+    SIZES_M,
+    SPLITS,
+    TURNS_DEG,
+    _pick,
+    draw_place,
+    draw_rate,
+    draw_size,
+)
 from .world4d_scene import Scene, SceneObject
 
 R4D_TASKS = (
@@ -33,11 +44,12 @@ TASKS = (*R4D_TASKS, "TimeBench")
 
 NOT_MOVING, NOT_TURNING = "it does not move", "it does not turn"
 DIRECTION_MARGIN = 1.5  # the stronger component of a direction must exceed the weaker one this many times
-MIN_RATIO = 1.19  # between speeds, accelerations and distances that are options of one question
-DISTRACTOR_DURATIONS_S = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+MIN_RATIO = 1.19  # between speeds, accelerations and paths that are options of one question
+MIN_DISTANCE_RATIO = 1.1  # between distances; with greater gaps the middle option is right more often than others
+MIN_BOX_RATIO = 1.2  # between distances of the boxes that are options of one question
+MIN_PAIR_M = 1.0  # nearer centres are rare: objects keep a gap between them
+DURATIONS_S = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the clips of World4D's default
 MIN_OFFSET_M = 0.4  # nearer things are neither left nor right of each other
-# Paper, A3. Its figure A15 prints 3x where its text says 4x; we follow the text.
-TIMEBENCH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def level_coordinates(scene: Scene, points: np.ndarray, time_s: float) -> np.ndarray:
@@ -62,12 +74,6 @@ def travelled_m(item: SceneObject, duration_s: float) -> float:
 
 def _number(value: float) -> str:
     return f"{round(value, 6):g}"
-
-
-def _ladder(rng: np.random.Generator, truth: float, ratio: float) -> list[float]:
-    """Five values, each `ratio` times the one before, with `truth` on a random rung."""
-    rank = _pick(rng, range(5))
-    return [truth * ratio ** (rung - rank) for rung in range(5)]
 
 
 def _dominant(right: float, forward: float) -> str | None:
@@ -95,8 +101,8 @@ class _Asker:
     options, answer) or None.
     """
 
-    def __init__(self, scene: Scene, split: str):
-        self.scene, self.split = scene, split
+    def __init__(self, scene: Scene, split: str, durations_s: Sequence[float]):
+        self.scene, self.durations_s = scene, durations_s
         # The last number keeps this stream apart from those of sample_scene, which counts attempts there.
         self.rng = np.random.default_rng([scene.seed, SPLITS.index(split), 2**20])
 
@@ -112,22 +118,15 @@ class _Asker:
         centre = level_coordinates(self.scene, np.array(item.position), 0.0)
         floor = centre[1] + item.size[1] / 2
         yaw = round((item.yaw_deg - self.scene.camera.yaw_deg + 180) % 360 - 180, 1)
-        while True:
-            other = [self.pick(SIZES_M) for _ in range(3)]
-            if item.shape != "box":
-                other[2] = other[0]
-            if item.shape == "sphere":
-                other[1] = other[0]
-            other = tuple(other)
-            if other != item.size:
-                break
+        while (other := draw_size(self.rng, item.shape)) == item.size:
+            pass
+        distance = math.hypot(centre[0], centre[2])
         # Three distances times two sizes, less one: each candidate shares its distance and its size with others, so
         # none stands out.
-        rank = self.pick(range(3))
         boxes = []
-        for rung in range(3):
+        for away in self._seen_elsewhere(distance, lambda: math.hypot(*draw_place(self.rng)), 3, MIN_BOX_RATIO):
             for size in (item.size, other):
-                place = centre * 1.4 ** (rung - rank)
+                place = centre * (away / distance)
                 point = [round(float(place[0]), 2), round(float(floor - size[1] / 2), 2), round(float(place[2]), 2)]
                 boxes.append(
                     {
@@ -136,7 +135,7 @@ class _Asker:
                         "orientation": {"yaw": yaw, "pitch": 0, "roll": 0},
                     }
                 )
-        answer = boxes.pop(2 * rank)
+        answer = boxes.pop(0)
         options = [json.dumps(box) for box in [answer, *self.sample(boxes, 4)]]
         text = (
             "Which 3D bounding box is that of {0} in the first frame? Metres and degrees; the origin is the camera, "
@@ -162,9 +161,8 @@ class _Asker:
             distance = float(np.linalg.norm(start - rest[0].position))
             text, items = "What is the distance between the centres of {0} and {1} in the first frame?", [first, *rest]
         truth = round(distance, 1)
-        values = [round(value, 1) for value in _ladder(self.rng, truth, 1.3)]
-        if len(set(values)) < 5:
-            return None
+        draw = functools.partial(self._other_distance, between_objects=form == 2)
+        values = self._seen_elsewhere(truth, draw, ratio=MIN_DISTANCE_RATIO)
         return text, items, [f"{value:.1f} m" for value in values], f"{truth:.1f} m"
 
     def relation(self):
@@ -256,19 +254,36 @@ class _Asker:
         lowest = max(0, truth - 3)
         return f"Apart from {{0}}, how many objects {kind}?", [item], [str(lowest + i) for i in range(4)], str(truth)
 
-    def _seen_elsewhere(self, truth: float, accelerates: bool, value: int) -> list[float]:
-        """`truth` and four values that objects of other clips have (`value` of `draw_rate`), each MIN_RATIO apart.
+    def _other_rate(self, accelerates: bool) -> tuple[float, float]:
+        """As `draw_rate` gives it, in another clip."""
+        return draw_rate(self.rng, accelerates, self.pick(self.durations_s))
 
-        They follow the distribution of the truth, so none is more likely than another before one has seen the video.
+    def _other_distance(self, between_objects: bool) -> float:
+        """From the camera to an object's centre, or between the centres of two, as in other clips; metres."""
+        while True:
+            lateral, depth = draw_place(self.rng)
+            if not between_objects:
+                drop = self.scene.camera.position[1] + draw_size(self.rng, "box")[1] / 2  # y points down
+                return round(math.hypot(lateral, depth, drop), 1)
+            aside, ahead = draw_place(self.rng)
+            if (distance := math.hypot(lateral - aside, depth - ahead)) >= MIN_PAIR_M:
+                return round(distance, 1)
+
+    def _seen_elsewhere(
+        self, truth: float, draw: Callable[[], float], count: int = 5, ratio: float = MIN_RATIO
+    ) -> list[float]:
+        """`truth`, and values of other clips up to `count`, each `ratio` apart.
+
+        `draw` draws as the truth was drawn, so none is more likely than another before one has seen the video.
         """
         values = [truth]
         for attempt in itertools.count(1):
-            candidate = draw_rate(self.rng, accelerates, self.pick(DISTRACTOR_DURATIONS_S))[value]
-            if all(max(candidate, other) >= MIN_RATIO * min(candidate, other) for other in values):
+            candidate = draw()
+            if all(max(candidate, other) >= ratio * min(candidate, other) for other in values):
                 values.append(candidate)
-            if len(values) == 5:
+            if len(values) == count:
                 return values
-            if attempt % 50 == 0:  # values in between left no room for a fifth
+            if attempt % 50 == 0:  # values in between left no room for the last ones
                 values = [truth]
 
     def speed(self):
@@ -282,7 +297,7 @@ class _Asker:
         text = (
             "What is the acceleration of {0}, which starts from rest?" if accelerates else "What is the speed of {0}?"
         )
-        values = [_number(value) for value in self._seen_elsewhere(truth, accelerates, 0)]
+        values = [_number(value) for value in self._seen_elsewhere(truth, lambda: self._other_rate(accelerates)[0])]
         return text, [item], [f"{value} {unit}" for value in values], f"{values[0]} {unit}"
 
     def path_length(self):
@@ -291,24 +306,20 @@ class _Asker:
             return None
         item = self.pick(moving)
         truth = travelled_m(item, self.scene.duration_s)
-        values = [f"{_number(value)} m" for value in self._seen_elsewhere(truth, item.motion == "accelerate", 1)]
+        accelerates = item.motion == "accelerate"
+        paths = self._seen_elsewhere(truth, lambda: self._other_rate(accelerates)[1])
+        values = [f"{_number(value)} m" for value in paths]
         return "How far does {0} travel from the first frame to the last?", [item], values, values[0]
 
     def timebench(self):
         duration = self.scene.duration_s
-        # The paper's options are 1/4 to 4 times the truth, so the middle one is always right: whoever trains on that
-        # learns to read no clock. In training the truth stands on any rung; validation and test follow the paper.
-        values = (
-            _ladder(self.rng, duration, 2.0)
-            if self.split == "train"
-            else [duration * factor for factor in TIMEBENCH_FACTORS]
-        )
-        return (
-            "How many seconds have passed in the input video?",
-            [],
-            [_number(value) for value in values],
-            _number(duration),
-        )
+        others = [other for other in self.durations_s if other != duration]
+        if len(others) < 4:
+            return None
+        # Departs from the paper (A3), whose options are 1/4 to 4 times the truth: there the middle one is always right, and
+        # on any rung of such a ladder the text alone tells 39 % of the answers, because no clip is that short or long.
+        values = [_number(value) for value in (duration, *self.sample(others, 4))]
+        return "How many seconds have passed in the input video?", [], values, values[0]
 
 
 _ASK = (
@@ -339,18 +350,21 @@ def first_frame_boxes(scene: Scene, size_px: int) -> dict[int, list[float]]:
     return boxes
 
 
-def scene_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
+def scene_questions(
+    scene: Scene, split: str, size_px: int, durations_s: Sequence[float] = DURATIONS_S
+) -> list[dict[str, Any]]:
     """At most one question of each task about a scene, in the order of `TASKS`.
 
     Args:
-        split: `"train"`, `"validation"` or `"test"`; enters the random stream, and decides TimeBench's options.
+        split: `"train"`, `"validation"` or `"test"`; enters the random stream.
         size_px: side of the video in pixels, for the boxes of the regions.
+        durations_s: how long the clips of the data set last; wrong answers come from them. TimeBench needs five.
     Returns: dicts with `task`, `question` (objects as <obj_N>), `question_raw` (objects by name), `options` (shuffled),
         `answer` (the text of one option) and `regions` ({"name", "box"} of every <obj_N>, first frame).
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
-    asker, boxes, rows = _Asker(scene, split), first_frame_boxes(scene, size_px), []
+    asker, boxes, rows = _Asker(scene, split, durations_s), first_frame_boxes(scene, size_px), []
     for task, ask in zip(TASKS, _ASK, strict=True):
         asked = ask(asker)
         if asked is None:

@@ -65,6 +65,22 @@ def draw_rate(rng: np.random.Generator, accelerates: bool, duration_s: float) ->
     return rate, rate * reach
 
 
+def draw_size(rng: np.random.Generator, shape: str) -> tuple[float, float, float]:
+    """Width, height and length of an object in metres."""
+    width = _pick(rng, SIZES_M[1:4])
+    if shape == "sphere":
+        return (width, width, width)
+    if shape == "cylinder":
+        return (width, _pick(rng, SIZES_M), width)
+    return (width, _pick(rng, SIZES_M), _pick(rng, SIZES_M[1:4]))
+
+
+def draw_place(rng: np.random.Generator) -> tuple[float, float]:
+    """Where an object stands on the floor before the camera: how far to its right, and how far ahead, in metres."""
+    depth = rng.uniform(2.8, 7.0)
+    return rng.uniform(-0.42, 0.42) * depth, depth
+
+
 def _sample_camera(rng: np.random.Generator, duration_s: float) -> Camera:
     motion = _pick(rng, CAMERA_MOTIONS, (4, 2, 2, 2))
     yaw = float(_pick(rng, range(-20, 25, 5)))
@@ -87,15 +103,8 @@ def _sample_object(
     rng: np.random.Generator, combination: tuple[str, str, str], camera: Camera, duration_s: float
 ) -> SceneObject:
     shape, color, motion = combination
-    width = _pick(rng, SIZES_M[1:4])
-    if shape == "sphere":
-        size = (width, width, width)
-    elif shape == "cylinder":
-        size = (width, _pick(rng, SIZES_M), width)
-    else:
-        size = (width, _pick(rng, SIZES_M), _pick(rng, SIZES_M[1:4]))
-    depth = rng.uniform(2.8, 7.0)
-    lateral = rng.uniform(-0.42, 0.42) * depth
+    size = draw_size(rng, shape)
+    lateral, depth = draw_place(rng)
     yaw = math.radians(camera.yaw_deg)
     x, z = (lateral * math.cos(yaw) + depth * math.sin(yaw), -lateral * math.sin(yaw) + depth * math.cos(yaw))
     velocity = acceleration = (0.0, 0.0, 0.0)

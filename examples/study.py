@@ -224,7 +224,7 @@ def on_gpu(gpus: Any) -> None:
 def do(job: Job, config: dict[str, Any], work: Path, log: Path) -> float:
     """Make a run in this process, which has made others before; what it prints goes to `log`. Returns its seconds."""
     started = time.perf_counter()
-    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with log.open("w", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             if job.row == "teacher":
                 options = [word for name, value in config["teacher"].items() for word in (f"--{name}", str(value))]
