@@ -1,7 +1,7 @@
 """Captions of World4D scenes and questions about their looks: what a general video-language model learns first.
 
 They tell what the first frame shows; in a word, whether an object moves, which way, and whether it turns, as captions of
-videos do; and where in the picture it is, as data sets of pointing and tracking do. They hold no number of metres, seconds
+videos do; and where in the picture it is, or moves to, as data sets of pointing and tracking do. They hold no number of metres, seconds
 or degrees: a model that is trained on these alone knows the scenes and the marks, but not the 4D tasks of
 `world4d_questions`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .world4d_questions import direction_of_travel, first_frame_boxes
+from .world4d_questions import direction_of_travel, first_frame_boxes, scene_questions
 from .world4d_sampling import SPLITS, _pick
 from .world4d_scene import COLORS, SHAPES, Scene, SceneObject
 
@@ -30,8 +30,11 @@ REGION_TASK, REGION_PROMPT = "Region Captions", "Describe each marked object."
 MOVEMENT_TASK, MOVEMENT_PROMPT = "Region Movements", "What does each marked object do?"
 TRACK_TASK = "Region Tracks"
 TRACK_PROMPT = "Where in the picture is each marked object in the first and in the last frame?"
+PICTURE_MOVEMENT_TASK = "Picture Movement"
 # Last numbers of random streams, next to that of world4d_questions.
-APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM, CHOICE_STREAM = (2**20 + number for number in range(1, 5))
+APPEARANCE_STREAM, CAPTION_STREAM, REGION_STREAM, CHOICE_STREAM, PICTURE_STREAM = (
+    2**20 + number for number in range(1, 6)
+)
 
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 # Below the first edge the first word is right, above the last edge the last one; between two words' edges none is said.
@@ -42,6 +45,8 @@ MIN_ORDER_SHARE, MIN_ORDER_M = 0.04, 0.4  # between neighbours of a caption that
 
 MIN_ASIDE_SHARE, MIN_ABOVE_SHARE = 0.1, 0.06  # of the picture's side, between the centres of two boxes
 MIN_HEIGHT_RATIO = 1.25  # between the heights of two boxes
+# Of the picture's side: what moves less stays, and what moves more moves, if it is mostly along one side.
+STAYS_SHARE, MOVES_SHARE, MIN_STRAIGHTNESS = 0.01, 0.04, 1.5
 
 
 def _word(value: float, edges: Sequence[tuple[float, float]], words: Sequence[str]) -> str:
@@ -310,9 +315,48 @@ def appearance_questions(scene: Scene, split: str, size_px: int) -> list[dict[st
     return rows
 
 
+def picture_movement(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
+    """Which way a marked object moves in the picture, where that is clear of one: no rows or one.
+
+    It is about the picture alone: where the camera moves or turns, what stands in the room moves in the picture.
+
+    Args, returns and raises: as `scene_questions`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
+    boxes, rng = first_frame_boxes(scene, size_px), np.random.default_rng([scene.seed, PICTURE_STREAM])
+    moved = _projected(scene, float(scene.frame_times[-1]))[0] - _projected(scene, 0.0)[0]
+    options = ("left", "right", "up", "down", "it stays where it is")
+    clear: dict[str, list[int]] = {}
+    for k in boxes:
+        across, down = moved[:, k]
+        strong, weak = max(abs(across), abs(down)), min(abs(across), abs(down))
+        if strong < STAYS_SHARE:
+            clear.setdefault(options[4], []).append(k)
+        elif strong > max(MOVES_SHARE, MIN_STRAIGHTNESS * weak):
+            way = (across > 0) if abs(across) > abs(down) else 2 + (down > 0)
+            clear.setdefault(options[int(way)], []).append(k)
+    if not clear:
+        return []
+    # The way first, or most questions would be about what stays.
+    answer = _pick(rng, [option for option in options if option in clear])
+    k = _pick(rng, clear[answer])
+    text = "Which way does {0} move in the picture from the first frame to the last?"
+    return [
+        {
+            "task": PICTURE_MOVEMENT_TASK,
+            "question": text.format(_mark(0)),
+            "question_raw": text.format(f"the {scene.objects[k].name}"),
+            "options": _sample(rng, options, len(options)),
+            "answer": answer,
+            "regions": [{"name": "obj_1", "box": boxes[k]}],
+        }
+    ]
+
+
 def base_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
-    """A scene's caption and its `region_captions`, as questions without options, and two of its `appearance_questions`, which
-    take more words to ask than to answer: what a base model learns from.
+    """A scene's caption and its `region_captions`, as questions without options; two of its `appearance_questions`, which take
+    more words to ask than to answer; and its `picture_movement`: what a base model learns from.
 
     Args, returns and raises: as `scene_questions` and `scene_caption`.
     """
@@ -326,4 +370,17 @@ def base_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any
         "answer": scene_caption(scene, (SPLITS.index(split), CAPTION_STREAM)),
         "regions": [],
     }
-    return [caption, *region_captions(scene, split, size_px), *questions]
+    return [
+        caption,
+        *region_captions(scene, split, size_px),
+        *questions,
+        *picture_movement(scene, split, size_px),
+    ]
+
+
+def mixed_questions(scene: Scene, split: str, size_px: int) -> list[dict[str, Any]]:
+    """The 4D questions about a scene and its `region_captions`: whoever trains on the former alone forgets the latter.
+
+    Args, returns and raises: as `scene_questions` and `region_captions`.
+    """
+    return [*scene_questions(scene, split, size_px), *region_captions(scene, split, size_px)]

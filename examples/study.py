@@ -40,7 +40,7 @@ from tqdm import tqdm
 from datasets_rgpt4d import answer_letter
 from datasets_rgpt4d.whole_files import write_text
 from datasets_rgpt4d.world4d import CONFIGS, World4DConfig
-from datasets_rgpt4d.world4d_captions import base_questions
+from datasets_rgpt4d.world4d_captions import base_questions, mixed_questions
 from datasets_rgpt4d.world4d_difficulty import clip_difficulty
 from datasets_rgpt4d.world4d_frames import World4DFrames, save_frames
 from datasets_rgpt4d.world4d_questions import scene_questions
@@ -67,7 +67,7 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
     """Clips, the list of test questions, the model with random weights, and what its processor makes of the clips."""
     data, folder = config["data"], work / "data"
     worlds = {
-        "train": (world(train_clips=data["train_clips"]), "train", scene_questions),
+        "train": (world(train_clips=data["train_clips"]), "train", mixed_questions),
         "test": (world(test_clips=data["test_clips"]), "test", scene_questions),
         # Another seed: scenes that no other split has.
         "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),

@@ -12,9 +12,11 @@ from datasets_rgpt4d.world4d_captions import (
     TRACK_TASK,
     appearance_questions,
     base_questions,
+    mixed_questions,
+    picture_movement,
     region_captions,
 )
-from datasets_rgpt4d.world4d_questions import direction_of_travel, first_frame_boxes
+from datasets_rgpt4d.world4d_questions import direction_of_travel, first_frame_boxes, scene_questions
 from datasets_rgpt4d.world4d_render import instance_masks
 
 SIZE_PX = 64
@@ -113,9 +115,37 @@ def test_a_base_model_is_asked_two_questions_about_looks_of_every_kind():
     for scene in SCENES:
         caption, looks, movements, tracks, *asked = base_questions(scene, "train", SIZE_PX)
         assert [row["task"] for row in (looks, movements, tracks)] == [REGION_TASK, MOVEMENT_TASK, TRACK_TASK]
-        assert len(asked) == 2 and all(row in appearance_questions(scene, "train", SIZE_PX) for row in asked)
+        asked, moved = asked[:2], asked[2:]
+        assert all(row in appearance_questions(scene, "train", SIZE_PX) for row in asked)
+        assert moved == picture_movement(scene, "train", SIZE_PX)
         kinds += [row["task"] for row in asked]
     assert {*kinds} == {*APPEARANCE_TASKS}
+
+
+def test_movements_in_the_picture_are_those_of_the_rendered_object():
+    answers = []
+    for scene in SCENES:
+        for row in picture_movement(scene, "train", SIZE_PX):
+            ((_, item),) = asked_objects(scene, row).items()
+            alone = dataclasses.replace(scene, objects=(item,))
+            masks = instance_masks(alone, [0.0, scene.frame_times[-1]], SIZE_PX) == 0
+            (_, rows_0, columns_0), (_, rows_1, columns_1) = (np.nonzero(mask[None]) for mask in masks)
+            right, down = columns_1.mean() - columns_0.mean(), rows_1.mean() - rows_0.mean()
+            ways = {"right": right, "left": -right, "down": down, "up": -down}
+            if row["answer"] in ways:
+                assert ways[row["answer"]] > 0.02 * SIZE_PX
+            else:
+                assert max(map(abs, ways.values())) < 0.04 * SIZE_PX
+            answers.append(row["answer"])
+    assert len(answers) > 40 and {*answers} >= {"left", "right", "down", "it stays where it is"}
+
+
+def test_mixed_questions_are_the_4d_ones_and_captions_of_regions():
+    tasks = [row["task"] for row in mixed_questions(SCENES[0], "train", SIZE_PX)]
+    assert tasks == [
+        *(row["task"] for row in scene_questions(SCENES[0], "train", SIZE_PX)),
+        *(row["task"] for row in region_captions(SCENES[0], "train", SIZE_PX)),
+    ]
 
 
 def test_the_same_scene_gives_the_same_questions():
