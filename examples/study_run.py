@@ -39,7 +39,7 @@ STUDY_OPTIONS = {
     "tasks": None,  # train on these tasks alone
     "share": 1.0,  # of the clips, drawn at random, with all their questions
     "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
-    "states": "frame_tokens",  # the last ones of these; or a key of TRAINERS
+    "states": "frame_tokens",  # the hidden states that the decoder reads: a key of TRAINERS
     "tests": ["test"],  # and any of `shuffled`, `zeroed`
     "perception_clips": 0,  # test clips on which the perceived signals are compared with the truth
     "inference": False,  # compare the model with and without its decoder
@@ -109,7 +109,8 @@ class ReleaseStatesTrainer(P4DTrainer):
 class MiddleStatesTrainer(P4DTrainer):
     """Distils the hidden states halfway up the language model: what is learnt there, later layers can read.
 
-    The paper takes the last layer's, which no answer token attends to.
+    The paper takes the last layer's, which no answer token attends to. `perceive` still reads those, so this trainer is for
+    rows that are tested by answers alone.
     """
 
     def __init__(self, model, *args, **kwargs):
