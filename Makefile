@@ -29,8 +29,9 @@ demo: .venv-demo/ready ## Distil 4D perception into a small model and write runs
 	.venv-demo/bin/python examples/demo.py --output runs/demo \
 		$(if $(STEPS),--steps $(STEPS)) $(if $(VIDEO),--video "$(VIDEO)") $(ARGS)
 
-test: .venv-test/ready ## Run every test (PYTEST_ARGS=)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-test/bin/python -m pytest $(PYTEST_ARGS)  # tiny tensors: threads only cost
+test: .venv-test/ready ## Run every test, two files at a time (PYTEST_ARGS=)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-test/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		$(PYTEST_ARGS)  # tiny tensors: threads only cost
 
 # Alone and by its path: pytest then fails where the module skips itself.
 contract: .venv-test/transformers-tests ## Run transformers' own checks of a model on ours

@@ -13,7 +13,7 @@ DEMO = ["matplotlib"]
 CURATION = ["datasets>=5.2"]  # the marks and the schema of R4D-Bench's rows; its tools come with their code
 SERVE = ["accelerate", "fastapi", "openai", "transformers>=5.23", "uvicorn"]
 QUANTIZE = ["accelerate", "bitsandbytes>=0.50"]
-DEV = ["parameterized", "pytest", "ruff>=0.17,<0.18", "setuptools>=77"]
+DEV = ["parameterized", "pytest", "pytest-xdist", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="rgpt4d",

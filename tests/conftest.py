@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,34 @@ def run_as_stranger(tmp_path):
         done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Call it with the file of a script and its options: runs in this process, which has imported the libraries, as if it
+    were the main one; returns what it printed."""
+
+    def run(script: Path, *options) -> str:
+        monkeypatch.syspath_prepend(script.parent)
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, options)])
+        capsys.readouterr()
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def help_of(run_here, capsys):
+    """Call it with the file of a script: returns what `--help` prints."""
+
+    def run(script: Path) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_here(script, "--help")
+        assert not ended.value.code
+        return capsys.readouterr().out
 
     return run
 

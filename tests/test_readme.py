@@ -3,8 +3,6 @@
 import ast
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,8 +37,8 @@ def test_every_equation_of_the_method_has_its_place():
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script.endswith(".py")])
-def test_commands_use_options_that_exist(script):
-    help_text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True).stdout
+def test_commands_use_options_that_exist(script, help_of):
+    help_text = help_of(ROOT / script)
     for line in COMMANDS:
         words = shlex.split(line, comments=True)
         if script in words:

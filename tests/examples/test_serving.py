@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import time
@@ -26,17 +25,8 @@ ASK = ["--region", "obj_1:10,20,60,60", "--num-frames", "4", "--max-new-tokens",
 
 
 @pytest.fixture
-def run_example(monkeypatch, capsys):
-    """Call it with a script and its options: runs in this process, as if it were the main one; returns what it printed."""
-
-    def run(script: str, *options) -> str:
-        monkeypatch.syspath_prepend(EXAMPLES)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-        capsys.readouterr()
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+def run_example(run_here):
+    return lambda script, *options: run_here(EXAMPLES / script, *options)
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +304,7 @@ def test_export_of_a_model_that_needs_a_teachers_latents_is_refused(folder, tmp_
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def test_commands_and_links_of_the_page_exist(run_example, capsys):
+def test_commands_and_links_of_the_page_exist(help_of):
     for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert (EXAMPLES / target).exists(), target
     commands = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -323,8 +313,6 @@ def test_commands_and_links_of_the_page_exist(run_example, capsys):
     assert len(commands) >= 6
     for command in commands:
         script = command.split()[1].removeprefix("examples/")
-        with pytest.raises(SystemExit):
-            run_example(script, "--help")
-        help_text = capsys.readouterr().out
+        help_text = help_of(EXAMPLES / script)
         for option in re.findall(r" (--[\w-]+)", command):
             assert re.search(rf"{option}\b", help_text), f"{script} {option}"

@@ -113,10 +113,11 @@ def test_fsdp_shards_by_layers_that_the_model_has():
 
 def test_cpu_config_starts_as_many_processes_as_it_says(tmp_path):
     script = tmp_path / "who.py"
-    script.write_text("import os; print('process', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])")
+    # Each writes a file of its own: lines that two processes print to one pipe can mix.
+    script.write_text("import os, pathlib; pathlib.Path(os.environ['RANK'] + '.txt').write_text(os.environ['WORLD_SIZE'])")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "accelerate" / "cpu.yaml"]
-    printed = checked(subprocess.run([*launch, script], capture_output=True, text=True, timeout=120))
-    assert sorted(printed.split("\n"))[1:] == ["process 0 of 2", "process 1 of 2"]
+    checked(subprocess.run([*launch, script], capture_output=True, text=True, timeout=120, cwd=tmp_path))
+    assert {file.name: file.read_text() for file in tmp_path.glob("*.txt")} == {"0.txt": "2", "1.txt": "2"}
 
 
 # ------------------------------------------------------------------------------------------------------------- dry run

@@ -187,5 +187,5 @@ def test_evaluation_goes_on_where_it_stopped_and_asking_works(path):
     "script",
     sorted(path.name for path in EXAMPLES.glob("*.py") if 'if __name__ == "__main__":' in path.read_text()),
 )
-def test_help_suffices(script):
-    assert "--" in checked(run_example(script, "--help"))
+def test_help_suffices(script, help_of):
+    assert "--" in help_of(EXAMPLES / script)
