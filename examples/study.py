@@ -81,8 +81,13 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         make_initial_model(config, work, [text for name in ("train", "base") for text in spoken(clips[name])])
 
     all_settings = [row_settings(config, row) for row in rows]
-    # Most rows share their batches with others.
-    batches = {batches_name(one, split): (one, split) for one in all_settings for split in (one["data"], "test")}
+    # Most rows share their batches with others, and what other rows start from is not tested.
+    batches = {
+        batches_name(one, split): (one, split)
+        for one in all_settings
+        for split in (one["data"], "test")
+        if split == one["data"] or one["tests"] or one["perception_clips"]
+    }
     for name, (settings, split) in batches.items():
         prepare_batches(
             folder / name,
