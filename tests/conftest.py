@@ -56,7 +56,7 @@ def run_as_stranger(tmp_path):
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys):
+def run_script(monkeypatch, capsys):
     """Call it with the file of a script and its options: runs in this process, which has imported the libraries, as if it
     were the main one; returns what it printed."""
 
@@ -71,12 +71,12 @@ def run_here(monkeypatch, capsys):
 
 
 @pytest.fixture
-def help_of(run_here, capsys):
+def help_of(run_script, capsys):
     """Call it with the file of a script: returns what `--help` prints."""
 
     def run(script: Path) -> str:
         with pytest.raises(SystemExit) as ended:
-            run_here(script, "--help")
+            run_script(script, "--help")
         assert not ended.value.code
         return capsys.readouterr().out
 

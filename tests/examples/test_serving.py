@@ -25,8 +25,8 @@ ASK = ["--region", "obj_1:10,20,60,60", "--num-frames", "4", "--max-new-tokens",
 
 
 @pytest.fixture
-def run_example(run_here):
-    return lambda script, *options: run_here(EXAMPLES / script, *options)
+def run_example(run_script):
+    return lambda script, *options: run_script(EXAMPLES / script, *options)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from modeling_rgpt4d.image_processing_rgpt4d import RGPT4DImageProcessor
 from modeling_rgpt4d.region_marks import draw_marks
@@ -31,8 +32,7 @@ def expected(picture: Image.Image) -> np.ndarray:
     [("image_resize", ["image_wide_120x80.png"]), ("multi_image", ["image_wide_120x80.png", "image_square_64x64.png"])],
 )
 def test_pixels_equal_nvila(shared_dir, case, names):
-    safetensors = pytest.importorskip("safetensors.torch")
-    reference = safetensors.load_file(shared_dir / "parity/nvila/refs/vision_70.safetensors")[f"{case}/pixel_values"]
+    reference = load_file(shared_dir / "parity/nvila/refs/vision_70.safetensors")[f"{case}/pixel_values"]
     inputs = shared_dir / "parity/nvila/refs/inputs"
     outputs = RGPT4DImageProcessor(size={"height": 70, "width": 70})(
         [str(inputs / n) for n in names], return_tensors="pt"

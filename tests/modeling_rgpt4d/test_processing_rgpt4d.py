@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessorMixin
 
 from modeling_rgpt4d.image_processing_rgpt4d import RGPT4DImageProcessor
@@ -76,12 +78,10 @@ def test_template_is_that_of_nvila(processor):
 
 
 def test_nvila_prompt_and_ids_are_reproduced(shared_dir):
-    transformers = pytest.importorskip("transformers")
-    safetensors = pytest.importorskip("safetensors.torch")
     folder = shared_dir / "parity/nvila"
-    reference = safetensors.load_file(folder / "refs/model_3x3fix_70.safetensors")
+    reference = load_file(folder / "refs/model_3x3fix_70.safetensors")
     cases = json.loads((folder / "refs/model_3x3fix_70.json").read_text())["cases"]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model_3x3fix_70/llm")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model_3x3fix_70/llm")
     added = ["<vila/sentinel>", "<image>", "<vila/video>"]  # by the original at load time, in this order
     tokenizer.add_special_tokens({"additional_special_tokens": [*added, "<|frame_end|>"]})
     size = {"height": 70, "width": 70}

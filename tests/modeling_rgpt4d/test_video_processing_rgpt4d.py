@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from modeling_rgpt4d.image_processing_rgpt4d import RGPT4DImageProcessor
 from modeling_rgpt4d.region_marks import draw_marks
@@ -36,8 +37,7 @@ def mp4(tmp_path_factory) -> str:
 
 
 def test_pixels_equal_nvila(shared_dir):
-    safetensors = pytest.importorskip("safetensors.torch")
-    reference = safetensors.load_file(shared_dir / "parity/nvila/refs/vision_70.safetensors")["video4/pixel_values"]
+    reference = load_file(shared_dir / "parity/nvila/refs/vision_70.safetensors")["video4/pixel_values"]
     frames = shared_dir / "parity/nvila/refs/inputs/frames"
     processor = RGPT4DVideoProcessor(size={"height": 70, "width": 70}, num_frames=4)
     outputs = processor(str(frames), video_metadata=[{"fps": 10}], return_tensors="pt")
