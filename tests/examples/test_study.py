@@ -85,7 +85,8 @@ def test_rows_and_all_that_they_need_leave_records_and_a_document(finished):
     assert len(record["perception"]["student"]["depth_abs_rel"]) == 2
     assert {"loss_sft", "loss_ld", "loss_ed"} <= {*record["log"][0]}
     assert (finished / "study" / "pictures.npz").exists()
-    assert not (finished / "work" / "data" / "test-none-2").exists()  # `pairs` looks at two frames, and nothing tests it
+    # `pairs` looks at two frames, and nothing tests it.
+    assert not (finished / "work" / "data" / "test-none-2").exists()
     assert "Table 4" in (finished / "STUDY.md").read_text()
 
 

@@ -114,7 +114,9 @@ def test_fsdp_shards_by_layers_that_the_model_has():
 def test_cpu_config_starts_as_many_processes_as_it_says(tmp_path):
     script = tmp_path / "who.py"
     # Each writes a file of its own: lines that two processes print to one pipe can mix.
-    script.write_text("import os, pathlib; pathlib.Path(os.environ['RANK'] + '.txt').write_text(os.environ['WORLD_SIZE'])")
+    script.write_text(
+        "import os, pathlib; pathlib.Path(os.environ['RANK'] + '.txt').write_text(os.environ['WORLD_SIZE'])"
+    )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "accelerate" / "cpu.yaml"]
     checked(subprocess.run([*launch, script], capture_output=True, text=True, timeout=120, cwd=tmp_path))
     assert {file.name: file.read_text() for file in tmp_path.glob("*.txt")} == {"0.txt": "2", "1.txt": "2"}
