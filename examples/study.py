@@ -218,11 +218,18 @@ def check_record(config: dict[str, Any], file: Path) -> None:
         raise SystemExit(f"{file} was made with other settings of {changed}: remove it, or give another --records.")
 
 
+def visible_gpus() -> list[str | None]:
+    """The GPUs that this process was given, by the names that `CUDA_VISIBLE_DEVICES` has for them; [None]: none, the CPU."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]) or [None]
+
+
 def on_gpu(gpus: Any) -> None:
     """Start of a process that makes runs: the GPU that is its own from now on, and one thread."""
     gpu = gpus.get()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     torch.set_num_threads(1)
 
 
@@ -252,7 +259,7 @@ def run_jobs(jobs: list[Job], config: dict[str, Any], work: Path, records: Path,
     logs = work / "logs"
     for folder in (logs, work / "records", records):
         folder.mkdir(parents=True, exist_ok=True)
-    gpus = list(range(torch.cuda.device_count())) or [None]
+    gpus = visible_gpus()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     waiting, unfinished, failed = list(jobs), {job.name for job in jobs}, []
     running: dict[Future, Job] = {}

@@ -278,7 +278,10 @@ class Batches:
 
 @dataclass
 class BatchCollator:
-    """Takes rows of `{"index"}`, which conversation; has the attributes that `P4DTrainer` looks at."""
+    """Takes rows of `{"index"}`, which conversation; has the attributes that `P4DTrainer` looks at.
+
+    In every second row "unlabelled", if there is one, says which, and the batch has no answers to learn from it.
+    """
 
     batches: Batches
     num_frames: int
@@ -288,8 +291,10 @@ class BatchCollator:
     targets: Truth | None = None
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
-        indices = [row["index"] for row in rows]
+        names = ["unlabelled" if number % 2 and "unlabelled" in row else "index" for number, row in enumerate(rows)]
+        indices = [row[name] for row, name in zip(rows, names, strict=True)]
         batch = self.batches.batch(indices, unmarked=self.unmarked)
+        batch["labels"][[name == "unlabelled" for name in names]] = IGNORE_INDEX
         batch = change_pixels(batch, self.pixels, self.batches.clip[indices])
         if self.targets is not None:
             batch["perception_targets"] = self.targets(self.batches.clip[indices])

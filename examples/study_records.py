@@ -64,9 +64,9 @@ ROWS = {
     "strong_weights": ("Strong weights", "P4D with greater weights of distillation"),
     "linear_decoder": ("Linear decoder", "P4D with a linear perception decoder instead of an MLP"),
     "sft_5": ("4D-SFT, 5 %", "SFT on the questions about 5 % of the clips"),
-    "p4d_5": ("P4D, 5 %", "P4D on the questions about 5 % of the clips"),
+    "p4d_5": ("P4D, 5 %", "P4D on the questions about 5 % of the clips, and on the frames of all"),
     "sft_20": ("4D-SFT, 20 %", "SFT on the questions about 20 % of the clips"),
-    "p4d_20": ("P4D, 20 %", "P4D on the questions about 20 % of the clips"),
+    "p4d_20": ("P4D, 20 %", "P4D on the questions about 20 % of the clips, and on the frames of all"),
     "one_frame": ("4D-SFT, one frame", "trained and tested with one frame of each clip"),
     "blind": ("4D-SFT, blind", "trained and tested on zeroed pixels and without a time cue: the text alone"),
     "probe_sft": (

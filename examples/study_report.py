@@ -342,7 +342,8 @@ def _label_efficiency(study: Study, figures: Path, picture: Callable[[Path, str]
         gain = points_between(study, p4d, sft)
         cells = [NOT_RUN if one is None else percent(one) for one in found.values()]
         lines.append([f"{100 * share:g} %", *cells, "-" if gain is None else points(gain)])
-    parts = [table(["questions", *curves, "P4D − 4D-SFT [95 %]"], lines)]
+    text = "Of the rest of the clips P4D has the frames alone: half of each of its batches are these, and the teacher says what it sees in them."
+    parts = [text, table(["questions", *curves, "P4D − 4D-SFT [95 %]"], lines)]
     less, more = curves["P4D"].get(0.2), curves["4D-SFT"].get(1.0)
     if less and more:
         parts.append(

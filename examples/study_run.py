@@ -24,6 +24,7 @@ from train import RunArguments, load_student, load_teacher
 from transformers import HfArgumentParser, TrainerCallback, set_seed
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
+from datasets_rgpt4d.world4d_questions import TASKS
 from metrics_rgpt4d import R4DBench
 from modeling_rgpt4d.perception_decoder import frame_hidden_states
 from trainer import GroundTruthTeacher, P4DConfig, P4DTrainer, signal_errors
@@ -38,6 +39,7 @@ STUDY_OPTIONS = {
     "data": "train",  # folder of --work/data
     "tasks": None,  # train on these tasks alone
     "share": 1.0,  # of the clips, drawn at random, with all their questions
+    "unlabelled": False,  # half of each batch are the other clips, without answers: what a teacher says of them costs no label
     "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
     "states": "frame_tokens",  # the hidden states that the decoder reads: a key of TRAINERS
     "tests": ["test"],  # and any of `shuffled`, `zeroed`
@@ -66,12 +68,20 @@ def batches_name(settings: dict[str, Any], split: str) -> str:
     name = f"{split}-{cue}-{settings['num_frames']}"
     if split == "test":
         return name
-    chosen = json.dumps([settings["tasks"], settings["share"]])
+    chosen = json.dumps([settings["tasks"], 1.0 if settings["unlabelled"] else settings["share"]])
     return f"{name}-{hashlib.sha256(chosen.encode()).hexdigest()[:8]}"
 
 
+def has_labels(count: int, share: float) -> np.ndarray:
+    """Which of `count` clips keep their questions, `(count,)` bool; the same with all seeds of a run."""
+    order = np.random.default_rng(0).permutation(count)
+    return np.isin(np.arange(count), order[: round(share * count)])
+
+
 def conversations(rows: Dataset, settings: dict[str, Any], split: str) -> list[list[int]]:
-    """The rows of each conversation: all chosen questions about a clip in a random order; in a test a single one."""
+    """The rows of each conversation: all chosen questions about a clip in a random order, but captions after the 4D questions,
+    whose answers they may tell ("<obj_1> moves left"); in a test a single one.
+    """
     if split == "test":
         return [[index] for index in range(len(rows))]
     wanted = set(settings["tasks"] or rows.unique("task"))
@@ -79,10 +89,11 @@ def conversations(rows: Dataset, settings: dict[str, Any], split: str) -> list[l
     for index, (clip, task) in enumerate(zip(rows["clip"][:], rows["task"][:], strict=True)):
         if task in wanted:
             of_clip.setdefault(clip, []).append(index)
-    # Not by the seed of the run: all seeds have the same conversations, as they have the same clips.
-    order = np.random.default_rng(0).permutation(sorted(of_clip))
-    kept = sorted(order[: round(settings["share"] * len(order))].tolist())
-    return [np.random.default_rng([clip, 1]).permutation(of_clip[clip]).tolist() for clip in kept]
+    clips = np.array(sorted(of_clip))
+    kept = (clips if settings["unlabelled"] else clips[has_labels(len(clips), settings["share"])]).tolist()
+    is_caption = np.array([task not in TASKS for task in rows["task"][:]])
+    shuffled = [np.random.default_rng([clip, 1]).permutation(of_clip[clip]) for clip in kept]
+    return [one[np.argsort(is_caption[one], kind="stable")].tolist() for one in shuffled]
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -200,6 +211,15 @@ class Run:
             self.training.device,
         )
 
+    def examples(self, count: int) -> Dataset:
+        """What an epoch shows of `count` conversations, as `BatchCollator` takes it."""
+        indices = np.arange(count)
+        if not self.settings["unlabelled"]:
+            return Dataset.from_dict({"index": indices})
+        labelled = has_labels(count, self.settings["share"])
+        unlabelled = indices[~labelled]
+        return Dataset.from_dict({"index": np.resize(indices[labelled], len(unlabelled)), "unlabelled": unlabelled})
+
     def train(self) -> P4DTrainer:
         batches = self.batches(self.settings["data"])
         teacher, truth = self.teacher, None
@@ -210,7 +230,7 @@ class Run:
             self.model,
             self.training,
             teacher=teacher,
-            train_dataset=Dataset.from_dict({"index": list(range(len(batches.clip)))}),
+            train_dataset=self.examples(len(batches.clip)),
             processing_class=self.processor,
             data_collator=BatchCollator(
                 batches,

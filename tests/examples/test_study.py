@@ -10,7 +10,9 @@ import torch
 import yaml
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
+from datasets_rgpt4d.world4d_questions import TASKS
 from trainer import P4DCollator
+from trainer.collator import IGNORE_INDEX
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIG = yaml.safe_load((EXAMPLES / "study.yaml").read_text(encoding="utf-8"))
@@ -36,7 +38,7 @@ SMALL = {
     },
     "seeds": [0],
 }
-ROWS = ("base", "p4d", "mark", "release_states", "middle_states", "one_frame", "probe_sft")
+ROWS = ("base", "p4d", "mark", "release_states", "middle_states", "one_frame", "probe_sft", "p4d_20")
 
 
 def study(tmp_path, *arguments, status=0):
@@ -63,6 +65,7 @@ def write_config(tmp_path, **training):
         name: {**(row or {}), **{k: v for k, v in few.items() if k in (row or {})}}
         for name, row in CONFIG["rows"].items()
     }
+    changed["p4d_20"]["share"] = 0.5  # 20 % of so few clips are none
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**config, "rows": changed}), encoding="utf-8")
 
 
@@ -72,6 +75,23 @@ def finished(tmp_path_factory):
     write_config(tmp_path)
     study(tmp_path, "--rows", *ROWS)
     return tmp_path
+
+
+@pytest.fixture
+def opened(finished, monkeypatch):
+    """Settings, clips and prepared batches of a row."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from study_batches import Batches, processor_with
+    from study_run import batches_name, row_settings
+
+    def open_row(row: str):
+        settings = row_settings(yaml.safe_load((finished / "study.yaml").read_text()), row)
+        data = finished / "work" / "data"
+        clips = World4DFrames(data / "train")
+        processor = processor_with(finished / "work" / "initial", settings["time_cue"])
+        return settings, clips, Batches(data / batches_name(settings, "train"), clips, processor, torch.device("cpu"))
+
+    return open_row
 
 
 def test_rows_and_all_that_they_need_leave_records_and_a_document(finished):
@@ -129,24 +149,69 @@ def test_rows_set_options_that_exist(monkeypatch, tmp_path, row):
 
 
 @pytest.mark.parametrize("row", ["p4d", "mark", "one_frame"])
-def test_prepared_batches_equal_the_collators(finished, monkeypatch, row):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    from study_batches import Batches, processor_with
-    from study_run import batches_name, conversations, row_settings
+def test_prepared_batches_equal_the_collators(opened, row):
+    from study_run import conversations
 
-    settings = row_settings(yaml.safe_load((finished / "study.yaml").read_text()), row)
-    work = finished / "work"
-    clips = World4DFrames(work / "data" / "train")
-    processor = processor_with(work / "initial", settings["time_cue"])
-    batches = Batches(work / "data" / batches_name(settings, "train"), clips, processor, torch.device("cpu"))
+    settings, clips, batches = opened(row)
     rows = conversations(clips.rows, settings, "train")
     indices = [4, 0, 3]
     messages = [clips.conversation(clips.rows.select(rows[index]).to_list()) for index in indices]
-    expected = P4DCollator(processor, settings["num_frames"])([{"messages": one} for one in messages])
+    expected = P4DCollator(batches.processor, settings["num_frames"])([{"messages": one} for one in messages])
     found = batches.batch(indices, unmarked=True)
     assert {*found} == {*expected}
     for name, values in expected.items():
         assert torch.equal(found[name], values), name
+
+
+def test_captions_come_after_the_questions_that_they_would_answer(opened):
+    from study_run import conversations
+
+    settings, clips, _ = opened("p4d")
+    tasks = [[clips.rows["task"][row] for row in one] for one in conversations(clips.rows, settings, "train")]
+    assert len(tasks) == SMALL["data"]["train_clips"]
+    questions = [len(one) - 3 for one in tasks]
+    for one, count in zip(tasks, questions, strict=True):
+        assert {*one[count:]} == {"Region Captions", "Region Movements", "Region Tracks"}
+        assert {*one[:count]} <= {*TASKS}
+    assert (
+        len({tuple(one[:3]) for one in tasks}) > 1 and len({tuple(one[-3:]) for one in tasks}) > 1
+    )  # in a random order
+
+
+def test_unlabelled_clips_fill_half_of_a_batch_without_answers(opened, monkeypatch, tmp_path):
+    from study_batches import BatchCollator
+    from study_run import Run, has_labels
+
+    settings, clips, batches = opened("p4d_20")
+    count = len(batches.clip)
+    labelled = has_labels(count, settings["share"])
+    assert count == SMALL["data"]["train_clips"] and labelled.sum() == count / 2
+    run = Run.__new__(Run)
+    run.settings = settings
+    rows = run.examples(count).to_list()
+    assert {row["unlabelled"] for row in rows} == {*(~labelled).nonzero()[0]}
+    assert {row["index"] for row in rows} == {*labelled.nonzero()[0]}
+    batch = BatchCollator(batches, settings["num_frames"])(rows)
+    for number, row in enumerate(rows):
+        shown = row["unlabelled" if number % 2 else "index"]
+        expected = batches.batch([shown])
+        length = expected["input_ids"].shape[1]
+        assert torch.equal(batch["input_ids"][number, :length], expected["input_ids"][0])
+        assert torch.equal(batch["pixel_values_videos"][number], expected["pixel_values_videos"][0])
+        answers = batch["labels"][number, :length]
+        assert (answers == IGNORE_INDEX).all() if number % 2 else torch.equal(answers, expected["labels"][0])
+
+
+@pytest.mark.parametrize(("named", "gpus"), [("", ["0", "1"]), ("3,1,0", ["3", "1"]), ("GPU-9fa0", ["GPU-9fa0"])])
+def test_runs_stay_on_the_gpus_that_the_study_was_given(monkeypatch, named, gpus):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import study as command
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    assert command.visible_gpus() == gpus
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert command.visible_gpus() == [None]
 
 
 def test_student_and_teacher_are_stored_with_code_and_cards(finished, run_as_stranger):
