@@ -173,12 +173,12 @@ def test_captions_come_after_the_questions_that_they_would_answer(opened):
     for one, count in zip(tasks, questions, strict=True):
         assert {*one[count:]} == {"Region Captions", "Region Movements", "Region Tracks"}
         assert {*one[:count]} <= {*TASKS}
-    assert (
-        len({tuple(one[:3]) for one in tasks}) > 1 and len({tuple(one[-3:]) for one in tasks}) > 1
-    )  # in a random order
+    # Both parts in a random order
+    assert len({tuple(one[:3]) for one in tasks}) > 1
+    assert len({tuple(one[-3:]) for one in tasks}) > 1
 
 
-def test_unlabelled_clips_fill_half_of_a_batch_without_answers(opened, monkeypatch, tmp_path):
+def test_unlabelled_clips_fill_half_of_a_batch_without_answers(opened):
     from study_batches import BatchCollator
     from study_run import Run, has_labels
 
