@@ -34,7 +34,7 @@ from make_small_model import build_model, build_tokenizer
 from study_batches import prepare_batches, prepare_truth
 from study_records import seed_of
 from study_report import write_study
-from study_run import batches_name, conversations, row_settings
+from study_run import STUDY_OPTIONS, batches_name, conversations, row_settings
 from tqdm import tqdm
 
 from datasets_rgpt4d import answer_letter
@@ -209,11 +209,8 @@ def check_record(config: dict[str, Any], file: Path) -> None:
     """A record that was made with other settings is no record of this study."""
     record = json.loads(file.read_text(encoding="utf-8"))
     settings = row_settings(config, record["row"])
-    changed = [
-        name
-        for name in sorted(settings.keys() | record["settings"].keys())
-        if settings.get(name) != record["settings"].get(name)
-    ]
+    made_with = {**STUDY_OPTIONS, **record["settings"]}  # an option that is younger than the record had its default
+    changed = [name for name in sorted(settings.keys() | made_with.keys()) if settings.get(name) != made_with.get(name)]
     if changed:
         raise SystemExit(f"{file} was made with other settings of {changed}: remove it, or give another --records.")
 

@@ -74,6 +74,8 @@ def batches_name(settings: dict[str, Any], split: str) -> str:
 
 def has_labels(count: int, share: float) -> np.ndarray:
     """Which of `count` clips keep their questions, `(count,)` bool; the same with all seeds of a run."""
+    if not round(share * count):
+        raise SystemExit(f"A share of {share} of {count} clips is none: give more clips or a greater share.")
     order = np.random.default_rng(0).permutation(count)
     return np.isin(np.arange(count), order[: round(share * count)])
 

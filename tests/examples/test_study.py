@@ -125,6 +125,26 @@ def test_a_record_of_other_settings_is_refused(finished):
     assert "p4d-0.json was made with other settings of ['learning_rate']" in said
 
 
+def test_a_record_older_than_an_option_had_its_default(finished):
+    file = finished / "study" / "records" / "mark-0.json"
+    kept = file.read_text()
+    older = json.loads(kept)
+    del older["settings"]["unlabelled"]
+    file.write_text(json.dumps(older))
+    study(finished, "--rows", "mark")
+    assert json.loads(file.read_text()) == older  # neither refused nor made again
+    file.write_text(kept)
+
+
+def test_a_share_of_no_clips_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from study_run import has_labels
+
+    assert has_labels(10, 0.2).sum() == 2
+    with pytest.raises(SystemExit, match="A share of 0.05 of 6 clips is none"):
+        has_labels(6, 0.05)
+
+
 def test_a_failed_run_is_named(finished):
     config = yaml.safe_load((finished / "study.yaml").read_text())
     config["rows"]["wrong"] = {"signals": ["smell"]}
