@@ -89,7 +89,16 @@ def all_claims(study: Study) -> list[Claim]:
     """Every claim, judged, with p values corrected for all claims that have one."""
     claims = [
         *_time_cues(study),
-        _over(study, "2", "P4D improves over SFT", "p4d", "sft", POINTS_TARGET, p_below=0.001),
+        _over(study, "2a", "P4D improves over SFT", "p4d", "sft", POINTS_TARGET, p_below=0.001),
+        _over(
+            study,
+            "2b",
+            "P4D improves over SFT after three times as many steps",
+            "p4d_long",
+            "sft_long",
+            POINTS_TARGET,
+            p_below=0.001,
+        ),
         _over(study, "3a", "P4D is better than 4D-Concat", "p4d", "concat"),
         _over(study, "3b", "P4D is better than 4D-PE", "p4d", "pe"),
         _over(study, "4a", "LD alone improves over zero-shot", "ld", "zero_shot"),

@@ -31,7 +31,7 @@ ROWS = {
         "the base model, trained on captions, which tell in words how objects move, and where in the picture they are, and "
         "on questions about appearance, without any 4D question; one model, so its seeds are the same",
     ),
-    "sft": ("4D-SFT", "trained on the 4D questions, beside captions of the same clips, without a teacher"),
+    "sft": ("4D-SFT", "trained on the 4D questions, without a teacher"),
     "concat": ("4D-Concat", "SFT; the teacher's latents are concatenated with the visual features, at inference too"),
     "pe": ("4D-PE", "SFT; the teacher's latents are added as positional encodings, at inference too"),
     "p4d": ("P4D", "SFT with latent and explicit distillation of all four signals, with TPE: the whole method"),
@@ -51,6 +51,12 @@ ROWS = {
     "tune_llm_lora": ("Tune-LLM-LoRA", "P4D; adapters of the language model alone are trained"),
     "tune_p_llm_lora": ("Tune-P+LLM-LoRA", "P4D; projector and adapters of the language model are trained"),
     "tune_p_llm": ("Tune-P+LLM", "P4D; projector and language model are trained: the paper's choice"),
+    "mix_static": ("P4D, static questions", "P4D on the questions of the three static categories, and TimeBench"),
+    "mix_dynamic": ("P4D, dynamic questions", "P4D on the questions of the six dynamic categories, and TimeBench"),
+    "mix_captions": (
+        "P4D and captions",
+        "P4D on all questions, and on captions that tell of every object of the first frame",
+    ),
     "truth": ("ED from the truth", "explicit distillation of World4D's exact signals instead of the teacher's"),
     "release_states": (
         "Release's states",
@@ -63,6 +69,8 @@ ROWS = {
     "release_weights": ("Release's weights", "P4D with the loss weights of the authors' release"),
     "strong_weights": ("Strong weights", "P4D with greater weights of distillation"),
     "linear_decoder": ("Linear decoder", "P4D with a linear perception decoder instead of an MLP"),
+    "sft_long": ("4D-SFT, longer", "SFT for three times as many steps"),
+    "p4d_long": ("P4D, longer", "P4D for three times as many steps"),
     "sft_5": ("4D-SFT, 5 %", "SFT on the questions about 5 % of the clips"),
     "p4d_5": ("P4D, 5 %", "P4D on the questions about 5 % of the clips, and on the frames of all"),
     "sft_20": ("4D-SFT, 20 %", "SFT on the questions about 20 % of the clips"),
@@ -200,10 +208,6 @@ class Study:
 
     def settings(self, row: str) -> dict[str, Any]:
         return next(iter(self.records.get(row, {}).values()), {}).get("settings", {})
-
-    def rows_with(self, setting: str) -> list[str]:
-        """Rows with a setting that is neither absent nor empty."""
-        return sorted(row for row in self.records if self.settings(row).get(setting))
 
     def title(self, row: str) -> str:
         return ROWS[row][0] if row in ROWS else row

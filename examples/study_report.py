@@ -27,6 +27,7 @@ TABLES = {
     "Table 7: which parts are trained": (
         *("zero_shot", "tune_all", "tune_v", "tune_p", "tune_llm", "tune_llm_lora", "tune_p_llm_lora", "tune_p_llm"),
     ),
+    "Mixtures of questions, after Table A4": ("mix_static", "mix_dynamic", "mix_captions", "p4d"),
     "Beyond the paper": (
         "truth",
         "ed",
@@ -36,6 +37,8 @@ TABLES = {
         "strong_weights",
         "linear_decoder",
         "p4d",
+        "p4d_long",
+        "sft_long",
     ),
 }
 LABELS = {"sft": {0.05: "sft_5", 0.2: "sft_20", 1.0: "sft"}, "p4d": {0.05: "p4d_5", 0.2: "p4d_20", 1.0: "p4d"}}
@@ -215,13 +218,9 @@ def _score_tables(study: Study) -> list[str]:
         row for rows in LABELS.values() for row in rows.values()
     }
     shown |= {"one_frame", "blind"}
-    mixtures = [row for row in study.rows_with("tasks") if row not in shown]
-    others = [
-        row for row in study.records if row not in shown and row not in mixtures and study.sample(row) is not None
-    ]
-    groups = TABLES | {"Mixtures of questions, after Table A4": [*mixtures, "p4d"] if mixtures else []}
+    others = [row for row in study.records if row not in shown and study.sample(row) is not None]
     parts = []
-    for title, rows in (groups | {"Other rows": others}).items():
+    for title, rows in (TABLES | {"Other rows": others}).items():
         if rows:
             described = "\n".join(f"- **{study.title(row)}**: {study.description(row)}." for row in rows)
             parts += [f"### {title}", _score_table(study, rows), described]

@@ -186,7 +186,7 @@ def test_prepared_batches_equal_the_collators(opened, row):
 def test_captions_come_after_the_questions_that_they_would_answer(opened):
     from study_run import conversations
 
-    settings, clips, _ = opened("p4d")
+    settings, clips, _ = opened("mix_captions")
     tasks = [[clips.rows["task"][row] for row in one] for one in conversations(clips.rows, settings, "train")]
     assert len(tasks) == SMALL["data"]["train_clips"]
     questions = [len(one) - 3 for one in tasks]
