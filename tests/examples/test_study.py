@@ -186,8 +186,9 @@ def test_prepared_batches_equal_the_collators(opened, row):
 def test_captions_come_after_the_questions_that_they_would_answer(opened):
     from study_run import conversations
 
-    settings, clips, _ = opened("mix_captions")
-    tasks = [[clips.rows["task"][row] for row in one] for one in conversations(clips.rows, settings, "train")]
+    settings, clips, _ = opened("p4d")
+    with_captions = conversations(clips.rows, {**settings, "tasks": None}, "train")
+    tasks = [[clips.rows["task"][row] for row in one] for one in with_captions]
     assert len(tasks) == SMALL["data"]["train_clips"]
     questions = [len(one) - 3 for one in tasks]
     for one, count in zip(tasks, questions, strict=True):
