@@ -27,6 +27,8 @@ from trainer.perception_pictures import shown_frames
 AT_ONCE = 32
 LEVELS = 255
 TRUTH = ("depth", "flow", "flow_valid", "motion", "camray")
+QUESTION_OPENS = "<|im_start|>user\n"  # in the chat template
+SHARED, LEFT_OUT = 0, -1  # turns of tokens
 
 
 def processor_with(folder: str | Path, time_cue: str):
@@ -48,10 +50,23 @@ def _opened(clips: Path, model: Path, time_cue: str, num_frames: int) -> tuple[W
     return World4DFrames(clips), P4DCollator(processor_with(model, time_cue), num_frames)
 
 
+def turns_of(ids: np.ndarray, video_token: int, opens: list[int]) -> np.ndarray:
+    """Which question each token of a conversation belongs to, `(length,)` int8: 1, 2, ...; `SHARED` is all up to the end of
+    the video, and `LEFT_OUT` are the words that open a message, which only a question after others has.
+    """
+    turns = np.full(len(ids), SHARED, np.int8)
+    turns[np.flatnonzero(ids == video_token)[-1] + 2 :] = 1  # behind the token that ends the last frame
+    _, *later = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(ids, len(opens)) == opens).all(1))
+    for number, start in enumerate(later, 2):
+        turns[start:] = number
+        turns[start : start + len(opens)] = LEFT_OUT
+    return turns
+
+
 def _prepare_conversations(
     opened: tuple, conversations: list[list[int]]
-) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Ids and labels of each conversation, and its marked first frame."""
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Ids, labels and turns of each conversation, and its marked first frame."""
     clips, collator = _opened(*opened)
     columns = clips.rows[[index for of_one in conversations for index in of_one]]
     each = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
@@ -60,7 +75,10 @@ def _prepare_conversations(
     lengths = batch["attention_mask"].sum(1).tolist()
     ids = [row[:n].numpy().astype(np.int32) for row, n in zip(batch["input_ids"], lengths, strict=True)]
     labels = [row[:n].numpy().astype(np.int32) for row, n in zip(batch["labels"], lengths, strict=True)]
-    return ids, labels, _levels(batch["pixel_values_videos"][:, 0], collator.processor)
+    processor = collator.processor
+    opens = processor.tokenizer(QUESTION_OPENS)["input_ids"]
+    turns = [turns_of(one, processor.video_token_id, opens) for one in ids]
+    return ids, labels, turns, _levels(batch["pixel_values_videos"][:, 0], processor)
 
 
 def _prepare_clips(opened: tuple, time_marks: bool, clips_at_once: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -102,11 +120,12 @@ def prepare_batches(
     opened, parts = (clips_folder, model, time_cue, num_frames), _parts(conversations)
     of_conversations = pool.map(functools.partial(_prepare_conversations, opened), parts)
     first = open_memmap(folder / "first.npy", mode="w+", dtype=np.uint8, shape=(len(conversations), *side))
-    ids, labels = [], []
-    for some_ids, some_labels, pictures in tqdm(of_conversations, f"batches of {folder.name}", len(parts)):
+    ids, labels, turns = [], [], []
+    for some_ids, some_labels, some_turns, pictures in tqdm(of_conversations, f"batches of {folder.name}", len(parts)):
         first[len(ids) : len(ids) + len(some_ids)] = pictures
         ids += some_ids
         labels += some_labels
+        turns += some_turns
     first.flush()
     if clips.frames.shape[1:] == (num_frames, *side):  # the processor changes nothing: the clips' own file serves
         videos = map(clips.video, range(len(clips.frames)))
@@ -120,6 +139,7 @@ def prepare_batches(
     np.save(folder / "seconds.npy", seconds)
     np.save(folder / "ids.npy", np.concatenate(ids))
     np.save(folder / "labels.npy", np.concatenate(labels))
+    np.save(folder / "turns.npy", np.concatenate(turns))
     np.save(folder / "ends.npy", np.cumsum([len(one) for one in ids]))
     write_text(folder / "batches.json", json.dumps({"time_cue": time_cue, "num_frames": num_frames}) + "\n")
     return folder
@@ -226,7 +246,9 @@ class Batches:
 
     def __init__(self, folder: Path, clips: World4DFrames, processor, device: torch.device):
         self.clips, self.processor, self.device = clips, processor, device
-        self.ids, self.labels, ends = (np.load(folder / f"{name}.npy") for name in ("ids", "labels", "ends"))
+        self.ids, self.labels, self.turns, ends = (
+            np.load(folder / f"{name}.npy") for name in ("ids", "labels", "turns", "ends")
+        )
         self.starts, self.ends = np.concatenate([[0], ends[:-1]]), ends
         self.clip = np.load(folder / "clips.npy")
         self.seconds = np.load(folder / "seconds.npy")
@@ -245,11 +267,19 @@ class Batches:
     def _taken(self, frames: np.ndarray, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
-    def batch(self, indices: list[int], answers: bool = True, unmarked: bool = False) -> dict[str, torch.Tensor]:
-        """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left."""
+    def batch(
+        self, indices: list[int], answers: bool = True, unmarked: bool = False, apart: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left.
+
+        With `apart` every question sees the video and itself, as if it were asked alone, for the price of one
+        conversation: `attention_mask` is `(batch, 1, length, length)` bool, and there are `position_ids`.
+        """
         clip = self.clip[indices]
-        rows = [self.ids[self.starts[i] : self.ends[i]] for i in indices]
-        labels = [self.labels[self.starts[i] : self.ends[i]] for i in indices]
+        parts = [slice(self.starts[i], self.ends[i]) for i in indices]
+        if apart:
+            parts = [np.arange(one.start, one.stop)[self.turns[one] != LEFT_OUT] for one in parts]
+        rows, labels = [self.ids[one] for one in parts], [self.labels[one] for one in parts]
         if not answers:
             rows = [ids[: (of_row != IGNORE_INDEX).argmax()] for ids, of_row in zip(rows, labels, strict=True)]
         longest = max(map(len, rows))
@@ -265,6 +295,11 @@ class Batches:
         if answers:
             batch["labels"] = torch.from_numpy(answer)
         batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
+        if apart:
+            turns = torch.full((len(rows), longest), LEFT_OUT, dtype=torch.int8)
+            for row, one in enumerate(parts):
+                turns[row, : len(one)] = torch.from_numpy(self.turns[one])
+            batch |= _seen_apart(turns.to(self.device))
         shown = self._taken(self.frames, clip)
         frames = shown.clone()
         frames[:, 0] = self._taken(self.first, indices)
@@ -274,6 +309,19 @@ class Batches:
             plain = shown if self.frames is self.unmarked else self._taken(self.unmarked, clip)
             batch["unmarked_pixel_values_videos"] = self.values(plain)
         return batch
+
+
+def _seen_apart(turns: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mask and positions for `(batch, length)` turns, padded on the right: a token sees what is shared and its own turn, and
+    each turn starts where the shared part ends.
+    """
+    query, key = turns[:, :, None], turns[:, None, :]
+    seen = ((key == SHARED) | (key == query)).tril()
+    own = ((key == query).tril().sum(-1) - 1).where(turns != LEFT_OUT, 0)
+    return {
+        "attention_mask": seen[:, None],
+        "position_ids": own + (turns == SHARED).sum(1, keepdim=True) * (turns > SHARED),
+    }
 
 
 @dataclass
@@ -289,11 +337,12 @@ class BatchCollator:
     unmarked: bool = False
     pixels: str = "video"
     targets: Truth | None = None
+    apart: bool = False
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
         names = ["unlabelled" if number % 2 and "unlabelled" in row else "index" for number, row in enumerate(rows)]
         indices = [row[name] for row, name in zip(rows, names, strict=True)]
-        batch = self.batches.batch(indices, unmarked=self.unmarked)
+        batch = self.batches.batch(indices, unmarked=self.unmarked, apart=self.apart)
         batch["labels"][[name == "unlabelled" for name in names]] = IGNORE_INDEX
         batch = change_pixels(batch, self.pixels, self.batches.clip[indices])
         if self.targets is not None:

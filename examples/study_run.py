@@ -41,6 +41,7 @@ STUDY_OPTIONS = {
     "share": 1.0,  # of the clips, drawn at random, with all their questions
     "unlabelled": False,  # half of each batch are the other clips, without answers: what a teacher says of them costs no label
     "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
+    "apart": False,  # the questions about a clip do not see each other, nor each other's answers; as in the test
     "states": "frame_tokens",  # the hidden states that the decoder reads: a key of TRAINERS
     "tests": ["test"],  # and any of `shuffled`, `zeroed`
     "perception_clips": 0,  # test clips on which the perceived signals are compared with the truth
@@ -241,6 +242,7 @@ class Run:
                 unmarked=teacher is not None,
                 pixels=self.settings["pixels"],
                 targets=truth,
+                apart=self.settings["apart"],
             ),
         )
         seen = None

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
 from datasets_rgpt4d.world4d_questions import TASKS
+from modeling_rgpt4d import RGPT4DForConditionalGeneration
 from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
 
@@ -181,6 +183,38 @@ def test_prepared_batches_equal_the_collators(opened, row):
     assert {*found} == {*expected}
     for name, values in expected.items():
         assert torch.equal(found[name], values), name
+
+
+@pytest.mark.parametrize("row", ["p4d", "mark"])
+def test_questions_apart_are_answered_as_if_each_were_asked_alone(opened, finished, row):
+    from study_batches import SHARED
+    from study_run import conversations
+
+    settings, clips, batches = opened(row)
+    model = RGPT4DForConditionalGeneration.from_pretrained(finished / "work" / "models" / "base-0").eval()
+    collate = P4DCollator(batches.processor, settings["num_frames"])
+    all_rows = conversations(clips.rows, settings, "train")
+    indices = [4, 0]
+    batch = batches.batch(indices, apart=True)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    for place, index in enumerate(indices):
+        messages = clips.conversation(clips.rows.select(all_rows[index]).to_list())
+        video, first = messages[0]["content"]
+        questions = [first, *(message["content"][0] for message in messages[2::2])]
+        assert len(questions) > 4
+        turns = batches.turns[batches.starts[index] : batches.ends[index]]
+        turns = turns[turns >= SHARED]
+        for number, (question, answer) in enumerate(zip(questions, messages[1::2], strict=True), 1):
+            alone = collate([{"messages": [{"role": "user", "content": [video, question]}, answer]}])
+            of_turn = np.flatnonzero((turns == SHARED) | (turns == number))
+            assert torch.equal(batch["input_ids"][place, of_turn], alone["input_ids"][0])
+            assert torch.equal(labels[place, of_turn], alone.pop("labels")[0])
+            assert torch.equal(batch["pixel_values_videos"][place], alone["pixel_values_videos"][0])
+            with torch.no_grad():
+                expected = model(**alone).logits[0]
+            torch.testing.assert_close(logits[place, of_turn], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_captions_come_after_the_questions_that_they_would_answer(opened):
