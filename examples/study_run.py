@@ -24,7 +24,6 @@ from train import RunArguments, load_student, load_teacher
 from transformers import HfArgumentParser, TrainerCallback, set_seed
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
-from datasets_rgpt4d.world4d_questions import TASKS
 from metrics_rgpt4d import R4DBench
 from modeling_rgpt4d.perception_decoder import frame_hidden_states
 from trainer import GroundTruthTeacher, P4DConfig, P4DTrainer, signal_errors
@@ -82,9 +81,7 @@ def has_labels(count: int, share: float) -> np.ndarray:
 
 
 def conversations(rows: Dataset, settings: dict[str, Any], split: str) -> list[list[int]]:
-    """The rows of each conversation: all chosen questions about a clip in a random order, but captions after the 4D questions,
-    whose answers they may tell ("<obj_1> moves left"); in a test a single one.
-    """
+    """The rows of each conversation: all chosen questions about a clip in a random order; in a test a single one."""
     if split == "test":
         return [[index] for index in range(len(rows))]
     wanted = set(settings["tasks"] or rows.unique("task"))
@@ -94,9 +91,7 @@ def conversations(rows: Dataset, settings: dict[str, Any], split: str) -> list[l
             of_clip.setdefault(clip, []).append(index)
     clips = np.array(sorted(of_clip))
     kept = (clips if settings["unlabelled"] else clips[has_labels(len(clips), settings["share"])]).tolist()
-    is_caption = np.array([task not in TASKS for task in rows["task"][:]])
-    shuffled = [np.random.default_rng([clip, 1]).permutation(of_clip[clip]) for clip in kept]
-    return [one[np.argsort(is_caption[one], kind="stable")].tolist() for one in shuffled]
+    return [np.random.default_rng([clip, 1]).permutation(of_clip[clip]).tolist() for clip in kept]
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
-from datasets_rgpt4d.world4d_questions import TASKS
 from modeling_rgpt4d import RGPT4DForConditionalGeneration
 from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
@@ -215,22 +214,6 @@ def test_questions_apart_are_answered_as_if_each_were_asked_alone(opened, finish
             with torch.no_grad():
                 expected = model(**alone).logits[0]
             torch.testing.assert_close(logits[place, of_turn], expected, atol=1e-5, rtol=1e-4)
-
-
-def test_captions_come_after_the_questions_that_they_would_answer(opened):
-    from study_run import conversations
-
-    settings, clips, _ = opened("p4d")
-    with_captions = conversations(clips.rows, {**settings, "tasks": None}, "train")
-    tasks = [[clips.rows["task"][row] for row in one] for one in with_captions]
-    assert len(tasks) == SMALL["data"]["train_clips"]
-    questions = [len(one) - 3 for one in tasks]
-    for one, count in zip(tasks, questions, strict=True):
-        assert {*one[count:]} == {"Region Captions", "Region Movements", "Region Tracks"}
-        assert {*one[:count]} <= {*TASKS}
-    # Both parts in a random order
-    assert len({tuple(one[:3]) for one in tasks}) > 1
-    assert len({tuple(one[-3:]) for one in tasks}) > 1
 
 
 def test_unlabelled_clips_fill_half_of_a_batch_without_answers(opened):
