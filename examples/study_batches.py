@@ -272,8 +272,8 @@ class Batches:
     ) -> dict[str, torch.Tensor]:
         """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left.
 
-        With `apart` every question sees the video and itself, as if it were asked alone, for the price of one
-        conversation: `attention_mask` is `(batch, 1, length, length)` bool, and there are `position_ids`.
+        With `apart`, which needs the answers, every question sees the video and itself, as if it were asked alone, for the
+        price of one conversation; mask and positions are then those of `_seen_apart`.
         """
         clip = self.clip[indices]
         parts = [slice(self.starts[i], self.ends[i]) for i in indices]
@@ -312,8 +312,9 @@ class Batches:
 
 
 def _seen_apart(turns: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Mask and positions for `(batch, length)` turns, padded on the right: a token sees what is shared and its own turn, and
-    each turn starts where the shared part ends.
+    """For turns `(batch, length)`, padded on the right with `LEFT_OUT`: `attention_mask` `(batch, 1, query, key)` bool, by which
+    a token sees what is shared and its own turn; and `position_ids` `(batch, length)` int64, by which each turn starts where
+    the shared part ends.
     """
     query, key = turns[:, :, None], turns[:, None, :]
     seen = ((key == SHARED) | (key == query)).tril()

@@ -31,7 +31,7 @@ ROWS = {
         "the base model, trained on captions, which tell in words how objects move, and where in the picture they are, and "
         "on questions about appearance, without any 4D question; one model, so its seeds are the same",
     ),
-    "sft": ("4D-SFT", "trained on the 4D questions, without a teacher"),
+    "sft": ("4D-SFT", "trained on the 4D questions, each as if it were asked alone, without a teacher"),
     "concat": ("4D-Concat", "SFT; the teacher's latents are concatenated with the visual features, at inference too"),
     "pe": ("4D-PE", "SFT; the teacher's latents are added as positional encodings, at inference too"),
     "p4d": ("P4D", "SFT with latent and explicit distillation of all four signals, with TPE: the whole method"),

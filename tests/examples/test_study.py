@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
+from datasets_rgpt4d.world4d_questions import TASKS
 from modeling_rgpt4d import RGPT4DForConditionalGeneration
 from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
@@ -167,6 +168,12 @@ def test_rows_set_options_that_exist(monkeypatch, tmp_path, row):
     options |= {"model": "here", "output_dir": str(tmp_path), "bf16": False, "teacher": None}
     _, args = HfArgumentParser((RunArguments, P4DConfig)).parse_dict(options)  # refuses what is unknown
     assert args.max_steps == CONFIG["rows"][row].get("max_steps", CONFIG["training"]["max_steps"])
+
+
+def test_rows_name_tasks_that_exist():
+    assert CONFIG["training"]["tasks"] == [*TASKS]
+    for row, settings in CONFIG["rows"].items():
+        assert {*(settings.get("tasks") or ())} <= {*TASKS}, row
 
 
 @pytest.mark.parametrize("row", ["p4d", "mark", "one_frame"])
