@@ -268,17 +268,29 @@ class Batches:
         return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
     def batch(
-        self, indices: list[int], answers: bool = True, unmarked: bool = False, apart: bool = False
+        self,
+        indices: list[int],
+        answers: bool = True,
+        unmarked: bool = False,
+        apart: bool = False,
+        turns: list[np.ndarray] | None = None,
     ) -> dict[str, torch.Tensor]:
         """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left.
 
         With `apart`, which needs the answers, every question sees the video and itself, as if it were asked alone, for the
-        price of one conversation; mask and positions are then those of `_seen_apart`.
+        price of one conversation; mask and positions are then those of `_seen_apart`. `turns`, of each conversation, are the
+        questions to ask, by number from 1; it needs `apart`.
         """
         clip = self.clip[indices]
         parts = [slice(self.starts[i], self.ends[i]) for i in indices]
         if apart:
-            parts = [np.arange(one.start, one.stop)[self.turns[one] != LEFT_OUT] for one in parts]
+            asked = [self.turns[one] > SHARED for one in parts]
+            if turns is not None:
+                asked = [np.isin(self.turns[one], some) for one, some in zip(parts, turns, strict=True)]
+            parts = [
+                np.arange(one.start, one.stop)[(self.turns[one] == SHARED) | of_one]
+                for one, of_one in zip(parts, asked, strict=True)
+            ]
         rows, labels = [self.ids[one] for one in parts], [self.labels[one] for one in parts]
         if not answers:
             rows = [ids[: (of_row != IGNORE_INDEX).argmax()] for ids, of_row in zip(rows, labels, strict=True)]
@@ -296,10 +308,10 @@ class Batches:
             batch["labels"] = torch.from_numpy(answer)
         batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
         if apart:
-            turns = torch.full((len(rows), longest), LEFT_OUT, dtype=torch.int8)
+            of_tokens = torch.full((len(rows), longest), LEFT_OUT, dtype=torch.int8)
             for row, one in enumerate(parts):
-                turns[row, : len(one)] = torch.from_numpy(self.turns[one])
-            batch |= _seen_apart(turns.to(self.device))
+                of_tokens[row, : len(one)] = torch.from_numpy(self.turns[one])
+            batch |= _seen_apart(of_tokens.to(self.device))
         shown = self._taken(self.frames, clip)
         frames = shown.clone()
         frames[:, 0] = self._taken(self.first, indices)
@@ -329,7 +341,8 @@ def _seen_apart(turns: torch.Tensor) -> dict[str, torch.Tensor]:
 class BatchCollator:
     """Takes rows of `{"index"}`, which conversation; has the attributes that `P4DTrainer` looks at.
 
-    In every second row "unlabelled", if there is one, says which, and the batch has no answers to learn from it.
+    In every second row "unlabelled", if there is one, says which, and the batch has no answers to learn from it. Of each
+    conversation `questions` are drawn with `seed`, others every time.
     """
 
     batches: Batches
@@ -339,11 +352,22 @@ class BatchCollator:
     pixels: str = "video"
     targets: Truth | None = None
     apart: bool = False
+    questions: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.questions is not None and not self.apart:
+            raise ValueError("Only questions that are `apart` can be drawn: others build on those before them.")
+        self.draw = np.random.default_rng(self.seed)
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
         names = ["unlabelled" if number % 2 and "unlabelled" in row else "index" for number, row in enumerate(rows)]
         indices = [row[name] for row, name in zip(rows, names, strict=True)]
-        batch = self.batches.batch(indices, unmarked=self.unmarked, apart=self.apart)
+        turns = None
+        if self.questions is not None:
+            counts = [self.batches.turns[self.batches.ends[index] - 1] for index in indices]
+            turns = [1 + self.draw.permutation(count)[: self.questions] for count in counts]
+        batch = self.batches.batch(indices, unmarked=self.unmarked, apart=self.apart, turns=turns)
         batch["labels"][[name == "unlabelled" for name in names]] = IGNORE_INDEX
         batch = change_pixels(batch, self.pixels, self.batches.clip[indices])
         if self.targets is not None:

@@ -93,7 +93,7 @@ def all_claims(study: Study) -> list[Claim]:
         _over(
             study,
             "2b",
-            "P4D improves over SFT after three times as many steps",
+            "P4D improves over SFT with AdamW and all questions of a clip at a time",
             "p4d_long",
             "sft_long",
             POINTS_TARGET,

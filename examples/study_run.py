@@ -8,7 +8,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
+from study_muon import muon_and_adamw
 from study_records import seed_of
 from tqdm import tqdm
 from train import RunArguments, load_student, load_teacher
@@ -41,6 +42,8 @@ STUDY_OPTIONS = {
     "unlabelled": False,  # half of each batch are the other clips, without answers: what a teacher says of them costs no label
     "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
     "apart": False,  # the questions about a clip do not see each other, nor each other's answers; as in the test
+    "questions": None,  # of a clip that a step asks, drawn anew each time; None: all. Fewer than all must be `apart`
+    "optimizer": "adamw",  # or `muon`, which has AdamW for what is no matrix
     "states": "frame_tokens",  # the hidden states that the decoder reads: a key of TRAINERS
     "tests": ["test"],  # and any of `shuffled`, `zeroed`
     "perception_clips": 0,  # test clips on which the perceived signals are compared with the truth
@@ -218,6 +221,15 @@ class Run:
         unlabelled = indices[~labelled]
         return Dataset.from_dict({"index": np.resize(indices[labelled], len(unlabelled)), "unlabelled": unlabelled})
 
+    def optimizer(self) -> tuple[Callable, dict[str, float]] | None:
+        """What Trainer makes the optimizer of; `None` is its own choice, AdamW."""
+        if self.settings["optimizer"] == "adamw":
+            return None
+        if self.settings["optimizer"] != "muon":
+            raise SystemExit(f"The row's optimizer is {self.settings['optimizer']!r}; it must be adamw or muon.")
+        # Trainer calls what the first returns with the model and the second
+        return lambda: muon_and_adamw, {"lr": self.training.learning_rate, "weight_decay": self.training.weight_decay}
+
     def train(self) -> P4DTrainer:
         batches = self.batches(self.settings["data"])
         teacher, truth = self.teacher, None
@@ -230,6 +242,7 @@ class Run:
             teacher=teacher,
             train_dataset=self.examples(len(batches.clip)),
             processing_class=self.processor,
+            optimizer_cls_and_kwargs=self.optimizer(),
             data_collator=BatchCollator(
                 batches,
                 self.arguments.num_frames,
@@ -238,6 +251,8 @@ class Run:
                 pixels=self.settings["pixels"],
                 targets=truth,
                 apart=self.settings["apart"],
+                questions=self.settings["questions"],
+                seed=self.seed,
             ),
         )
         seen = None
