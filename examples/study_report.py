@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from evaluation_report import table
@@ -443,6 +444,17 @@ def _training(study: Study, figures: Path, picture: Callable[[Path, str], str]) 
 # ---------------------------------------------------------------------------------------------------------- provenance
 
 
+def _trained(settings: dict[str, Any]) -> str:
+    """How a row is trained that says nothing else itself."""
+    questions = settings.get("questions")
+    asked = "all questions" if questions is None else f"{questions} questions, drawn anew each time"
+    return (
+        f"- Training: {settings['max_steps']:,} steps of {settings['per_device_train_batch_size']} clips with {asked}; "
+        f"{settings.get('optimizer', 'adamw')} with a learning rate of {settings['learning_rate']:g}. Rows that differ say so in "
+        "`examples/study.yaml`."
+    )
+
+
 def _provenance(study: Study) -> list[str]:
     runs = [run for runs in study.records.values() for run in runs.values()]
     if not runs:
@@ -468,7 +480,8 @@ def _provenance(study: Study) -> list[str]:
         f"run in the median; the slowest run is {slowest['row']} (seed {slowest['seed']}) with {sum(slowest['seconds'].values()):.0f} s."
     )
     if "p4d" in study.records:
-        told.append(f"- Model: {next(iter(study.records['p4d'].values()))['parameters']:,} parameters.")
+        record = next(iter(study.records["p4d"].values()))
+        told += [f"- Model: {record['parameters']:,} parameters.", _trained(record["settings"])]
     if study.teacher is not None:
         record = study.teacher
         told.append(

@@ -257,6 +257,16 @@ def test_questions_that_see_each_other_cannot_be_drawn(opened):
         BatchCollator(batches, settings["num_frames"], questions=2)
 
 
+def test_an_unknown_optimizer_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from study_run import Run
+
+    run = Run.__new__(Run)
+    run.settings = {"optimizer": "moun"}
+    with pytest.raises(SystemExit, match="'moun'; it must be adamw or muon"):
+        run.optimizer()
+
+
 def test_unlabelled_clips_fill_half_of_a_batch_without_answers(opened):
     from study_batches import BatchCollator
     from study_run import Run, has_labels

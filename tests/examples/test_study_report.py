@@ -13,6 +13,10 @@ from datasets_rgpt4d.world4d_questions import TASKS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LETTERS = np.array(list("ABCDE"))
+SETTINGS = {
+    **{"trainable": ["vision", "projector", "llm"], "max_steps": 4000, "per_device_train_batch_size": 32},
+    **{"questions": 3, "optimizer": "muon", "learning_rate": 1e-3},
+}
 SEEDS = (0, 1, 2)
 with pytest.MonkeyPatch.context() as patch:  # scripts of a folder import each other by their bare names
     patch.syspath_prepend(EXAMPLES)
@@ -75,7 +79,7 @@ def write_record(folder: Path, items: list[dict], row: str, seed: int, letters: 
     record = {
         "row": row,
         "seed": seed,
-        "settings": {"trainable": ["vision", "projector", "llm"]},
+        "settings": SETTINGS,
         "versions": {"torch": "2.13.0"},
         "device": "NVIDIA H100 80GB HBM3",
         "parameters": 6_000_000,
@@ -151,7 +155,7 @@ def make_study(folder: Path, num_clips: int = 80, missing: tuple[str, ...] = ("t
         write_record(
             folder, items, "probe_sft", seed, {}, perception=perception(PERCEIVED["probe_sft"] + errors), log=[]
         )
-    settings = {"trainable": ["vision", "projector", "llm"], "tasks": ["Counting", "TimeBench"]}
+    settings = {**SETTINGS, "tasks": ["Counting", "TimeBench"]}
     write_record(folder, items, "mix_counting", 0, {"test": replies(items, 0.4, 9)}, settings=settings)
     write_record(folder, items, "base", 0, {})
     sides = {side: {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 30} for side in ("teacher", "baseline")}
@@ -485,3 +489,14 @@ def test_command_writes_the_document(folder, tmp_path, monkeypatch):
     assert (tmp_path / "STUDY.md").read_text().startswith("# ")
     with pytest.raises(SystemExit, match=r"run examples/study\.py first"):
         study_report.write_study(tmp_path / "nothing", tmp_path / "STUDY.md")
+
+
+def test_the_document_tells_how_rows_were_trained(document, tmp_path):
+    assert (
+        "4,000 steps of 32 clips with 3 questions, drawn anew each time; muon with a learning rate of 0.001" in document
+    )
+    items = write_items(tmp_path / "study", 10)
+    settings = {name: value for name, value in SETTINGS.items() if name not in ("questions", "optimizer")}
+    write_record(tmp_path / "study", items, "p4d", 0, {"test": replies(items, 0.5, 0)}, settings=settings)
+    study_report.write_study(tmp_path / "study", tmp_path / "STUDY.md")
+    assert "with all questions; adamw with" in (tmp_path / "STUDY.md").read_text(encoding="utf-8")
