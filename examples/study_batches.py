@@ -264,6 +264,10 @@ class Batches:
         """`(..., H, W, 3)` uint8 -> the processor's float32 values, `(..., 3, H, W)`."""
         return torch.stack([self.table[c][levels[..., c].int()] for c in range(3)], dim=-3)
 
+    def count(self, index: int) -> int:
+        """Of a conversation's questions: the last token belongs to the last of them."""
+        return int(self.turns[self.ends[index] - 1])
+
     def _taken(self, frames: np.ndarray, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
@@ -278,18 +282,16 @@ class Batches:
         """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left.
 
         With `apart`, which needs the answers, every question sees the video and itself, as if it were asked alone, for the
-        price of one conversation; mask and positions are then those of `_seen_apart`. `turns`, of each conversation, are the
-        questions to ask, by number from 1; it needs `apart`.
+        price of one conversation; mask and positions are then those of `_seen_apart`. `turns`, which needs `apart`, are the
+        numbers of the questions to ask, from 1, in an array for each conversation; all, if it is not given.
         """
         clip = self.clip[indices]
         parts = [slice(self.starts[i], self.ends[i]) for i in indices]
         if apart:
-            asked = [self.turns[one] > SHARED for one in parts]
-            if turns is not None:
-                asked = [np.isin(self.turns[one], some) for one, some in zip(parts, turns, strict=True)]
+            every = [np.arange(1, 1 + self.count(i)) for i in indices]
             parts = [
-                np.arange(one.start, one.stop)[(self.turns[one] == SHARED) | of_one]
-                for one, of_one in zip(parts, asked, strict=True)
+                one.start + np.flatnonzero(np.isin(self.turns[one], [SHARED, *some]))
+                for one, some in zip(parts, every if turns is None else turns, strict=True)
             ]
         rows, labels = [self.ids[one] for one in parts], [self.labels[one] for one in parts]
         if not answers:
@@ -365,8 +367,7 @@ class BatchCollator:
         indices = [row[name] for row, name in zip(rows, names, strict=True)]
         turns = None
         if self.questions is not None:
-            counts = [self.batches.turns[self.batches.ends[index] - 1] for index in indices]
-            turns = [1 + self.draw.permutation(count)[: self.questions] for count in counts]
+            turns = [1 + self.draw.permutation(self.batches.count(index))[: self.questions] for index in indices]
         batch = self.batches.batch(indices, unmarked=self.unmarked, apart=self.apart, turns=turns)
         batch["labels"][[name == "unlabelled" for name in names]] = IGNORE_INDEX
         batch = change_pixels(batch, self.pixels, self.batches.clip[indices])

@@ -9,9 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 
 from trainer.p4d_trainer import DECODER_FOLDER
+
+try:
+    from torch.optim import Muon
+except ImportError as error:
+    raise ImportError(f"The study needs torch.optim.Muon, of torch 2.9; this is torch {torch.__version__}.") from error
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

@@ -446,11 +446,11 @@ def _training(study: Study, figures: Path, picture: Callable[[Path, str], str]) 
 
 def _trained(settings: dict[str, Any]) -> str:
     """How a row is trained that says nothing else itself."""
-    questions = settings.get("questions")
+    questions = settings["questions"]
     asked = "all questions" if questions is None else f"{questions} questions, drawn anew each time"
     return (
         f"- Training: {settings['max_steps']:,} steps of {settings['per_device_train_batch_size']} clips with {asked}; "
-        f"{settings.get('optimizer', 'adamw')} with a learning rate of {settings['learning_rate']:g}. Rows that differ say so in "
+        f"{settings['optimizer']} with a learning rate of {settings['learning_rate']:g}. Rows that differ say so in "
         "`examples/study.yaml`."
     )
 

@@ -26,13 +26,12 @@ def parameters():
     return [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (3, 5), (7, 2), (4,))]
 
 
-def steps(optimizer, values, count, schedule=None):
+def steps(values, count, *optimizers):
     for number in range(count):
         for place, value in enumerate(values):
             value.grad = torch.sin(value.detach() + number + place)
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 def both(values):
@@ -41,15 +40,11 @@ def both(values):
 
 def test_it_steps_as_its_parts_do_alone():
     found, expected = parameters(), parameters()
-    steps(both(found), found, 3)
+    steps(found, 3, both(found))
     muon = Muon(expected[:2], lr=LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
     decaying = AdamW(expected[2:3], lr=LR, weight_decay=WEIGHT_DECAY)
     constant = AdamW(expected[3:], lr=LR, weight_decay=0.0)
-    for number in range(3):
-        for place, value in enumerate(expected):
-            value.grad = torch.sin(value.detach() + number + place)
-        for part in (muon, decaying, constant):
-            part.step()
+    steps(expected, 3, muon, decaying, constant)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -60,24 +55,24 @@ def test_a_scheduler_reaches_both_parts_also_after_a_checkpoint():
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=4, num_training_steps=10)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as accelerate does before the first step
     before = [value.detach().clone() for value in values]
-    steps(optimizer, values, 1)  # at a learning rate of zero
+    steps(values, 1, optimizer)  # at a learning rate of zero
     assert all(torch.equal(one, other) for one, other in zip(values, before, strict=True))
     schedule.step()
     rates = {group["lr"] for part in optimizer.parts for group in part.param_groups}
     assert rates == {LR / 4}
-    steps(optimizer, values, 1)
+    steps(values, 1, optimizer)
     assert not any(torch.equal(one, other) for one, other in zip(values, before, strict=True))
 
 
 def test_it_continues_from_its_state():
     values = parameters()
     optimizer = both(values)
-    steps(optimizer, values, 2)
+    steps(values, 2, optimizer)
     others = [torch.nn.Parameter(value.detach().clone()) for value in values]
     resumed = both(others)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    steps(optimizer, values, 2)
-    steps(resumed, others, 2)
+    steps(values, 2, optimizer)
+    steps(others, 2, resumed)
     assert all(torch.equal(one, other) for one, other in zip(values, others, strict=True))
 
 

@@ -353,7 +353,7 @@ def test_paper_differences_are_those_of_its_tables(claims):
 
 def test_row_of_table_7_that_is_the_methods_own_is_not_run_twice(tmp_path):
     items = write_items(tmp_path, 10)
-    parts = {"trainable": ["projector", "llm"], "llm_lora": False}
+    parts = {**SETTINGS, "trainable": ["projector", "llm"], "llm_lora": False}
     write_record(tmp_path, items, "p4d", 0, {"test": replies(items, 0.5, 0)}, settings=parts)
     write_record(tmp_path, items, "tune_v", 0, {"test": replies(items, 0.5, 1)})
     study = Study(tmp_path)
@@ -496,7 +496,7 @@ def test_the_document_tells_how_rows_were_trained(document, tmp_path):
         "4,000 steps of 32 clips with 3 questions, drawn anew each time; muon with a learning rate of 0.001" in document
     )
     items = write_items(tmp_path / "study", 10)
-    settings = {name: value for name, value in SETTINGS.items() if name not in ("questions", "optimizer")}
+    settings = {**SETTINGS, "questions": None, "optimizer": "adamw"}
     write_record(tmp_path / "study", items, "p4d", 0, {"test": replies(items, 0.5, 0)}, settings=settings)
     study_report.write_study(tmp_path / "study", tmp_path / "STUDY.md")
     assert "with all questions; adamw with" in (tmp_path / "STUDY.md").read_text(encoding="utf-8")
