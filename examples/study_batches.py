@@ -264,10 +264,6 @@ class Batches:
         """`(..., H, W, 3)` uint8 -> the processor's float32 values, `(..., 3, H, W)`."""
         return torch.stack([self.table[c][levels[..., c].int()] for c in range(3)], dim=-3)
 
-    def count(self, index: int) -> int:
-        """Of a conversation's questions: the last token belongs to the last of them."""
-        return int(self.turns[self.ends[index] - 1])
-
     def _taken(self, frames: np.ndarray, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
@@ -277,22 +273,16 @@ class Batches:
         answers: bool = True,
         unmarked: bool = False,
         apart: bool = False,
-        turns: list[np.ndarray] | None = None,
     ) -> dict[str, torch.Tensor]:
         """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left.
 
         With `apart`, which needs the answers, every question sees the video and itself, as if it were asked alone, for the
-        price of one conversation; mask and positions are then those of `_seen_apart`. `turns`, which needs `apart`, are the
-        numbers of the questions to ask, from 1, in an array for each conversation; all, if it is not given.
+        price of one conversation; mask and positions are then those of `_seen_apart`.
         """
         clip = self.clip[indices]
         parts = [slice(self.starts[i], self.ends[i]) for i in indices]
         if apart:
-            every = [np.arange(1, 1 + self.count(i)) for i in indices]
-            parts = [
-                one.start + np.flatnonzero(np.isin(self.turns[one], [SHARED, *some]))
-                for one, some in zip(parts, every if turns is None else turns, strict=True)
-            ]
+            parts = [one.start + np.flatnonzero(self.turns[one] != LEFT_OUT) for one in parts]
         rows, labels = [self.ids[one] for one in parts], [self.labels[one] for one in parts]
         if not answers:
             rows = [ids[: (of_row != IGNORE_INDEX).argmax()] for ids, of_row in zip(rows, labels, strict=True)]
@@ -343,8 +333,7 @@ def _seen_apart(turns: torch.Tensor) -> dict[str, torch.Tensor]:
 class BatchCollator:
     """Takes rows of `{"index"}`, which conversation; has the attributes that `P4DTrainer` looks at.
 
-    In every second row "unlabelled", if there is one, says which, and the batch has no answers to learn from it. Of each
-    conversation `questions` are drawn with `seed`, others every time.
+    In every second row "unlabelled", if there is one, says which, and the batch has no answers to learn from it.
     """
 
     batches: Batches
@@ -354,21 +343,11 @@ class BatchCollator:
     pixels: str = "video"
     targets: Truth | None = None
     apart: bool = False
-    questions: int | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.questions is not None and not self.apart:
-            raise ValueError("Only questions that are `apart` can be drawn: others build on those before them.")
-        self.draw = np.random.default_rng(self.seed)
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
         names = ["unlabelled" if number % 2 and "unlabelled" in row else "index" for number, row in enumerate(rows)]
         indices = [row[name] for row, name in zip(rows, names, strict=True)]
-        turns = None
-        if self.questions is not None:
-            turns = [1 + self.draw.permutation(self.batches.count(index))[: self.questions] for index in indices]
-        batch = self.batches.batch(indices, unmarked=self.unmarked, apart=self.apart, turns=turns)
+        batch = self.batches.batch(indices, unmarked=self.unmarked, apart=self.apart)
         batch["labels"][[name == "unlabelled" for name in names]] = IGNORE_INDEX
         batch = change_pixels(batch, self.pixels, self.batches.clip[indices])
         if self.targets is not None:

@@ -33,13 +33,12 @@ TABLES = {
         "truth",
         "ed",
         "release_states",
-        "middle_states",
         "release_weights",
-        "strong_weights",
         "linear_decoder",
         "p4d",
         "p4d_long",
         "sft_long",
+        "sft_half_rate",
     ),
 }
 LABELS = {"sft": {0.05: "sft_5", 0.2: "sft_20", 1.0: "sft"}, "p4d": {0.05: "p4d_5", 0.2: "p4d_20", 1.0: "p4d"}}
@@ -446,11 +445,9 @@ def _training(study: Study, figures: Path, picture: Callable[[Path, str], str]) 
 
 def _trained(settings: dict[str, Any]) -> str:
     """How a row is trained that says nothing else itself."""
-    questions = settings["questions"]
-    asked = "all questions" if questions is None else f"{questions} questions, drawn anew each time"
     return (
-        f"- Training: {settings['max_steps']:,} steps of {settings['per_device_train_batch_size']} clips with {asked}; "
-        f"{settings['optimizer']} with a learning rate of {settings['learning_rate']:g}. Rows that differ say so in "
+        f"- Training: {settings['max_steps']:,} steps of {settings['per_device_train_batch_size']} clips with all of their "
+        f"questions; {settings['optimizer']} with a learning rate of {settings['learning_rate']:g}. Rows that differ say so in "
         "`examples/study.yaml`."
     )
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
 from study_muon import muon_and_adamw
@@ -42,7 +41,6 @@ STUDY_OPTIONS = {
     "unlabelled": False,  # half of each batch are the other clips, without answers: what a teacher says of them costs no label
     "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
     "apart": False,  # the questions about a clip do not see each other, nor each other's answers; as in the test
-    "questions": None,  # of a clip that a step asks, drawn anew each time; None: all. Fewer than all must be `apart`
     "optimizer": "adamw",  # or `muon`, which has AdamW for what is no matrix
     "states": "frame_tokens",  # the hidden states that the decoder reads: a key of TRAINERS
     "tests": ["test"],  # and any of `shuffled`, `zeroed`
@@ -118,26 +116,7 @@ class ReleaseStatesTrainer(P4DTrainer):
         return decoder(frames.to(decoder.dtype))
 
 
-class MiddleStatesTrainer(P4DTrainer):
-    """Distils the hidden states halfway up the language model: what is learnt there, later layers can read.
-
-    The paper takes the last layer's, which no answer token attends to. `perceive` still reads those, so this trainer is for
-    rows that are tested by answers alone.
-    """
-
-    def __init__(self, model, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
-        layers = self._core(self.model).model.language_model.layers
-        layers[len(layers) // 2 - 1].register_forward_hook(self._keep)
-
-    def _keep(self, layer, args, output):
-        self._middle = F.rms_norm(output, output.shape[-1:])  # as the last layer's are normalised, without weights
-
-    def _distillation_terms(self, core, hidden_states, *args):
-        return super()._distillation_terms(core, self._middle, *args)
-
-
-TRAINERS = {"frame_tokens": P4DTrainer, "release": ReleaseStatesTrainer, "middle": MiddleStatesTrainer}
+TRAINERS = {"frame_tokens": P4DTrainer, "release": ReleaseStatesTrainer}
 
 
 @functools.lru_cache(maxsize=2)  # of a process that makes one run after the other: most have the same
@@ -251,8 +230,6 @@ class Run:
                 pixels=self.settings["pixels"],
                 targets=truth,
                 apart=self.settings["apart"],
-                questions=self.settings["questions"],
-                seed=self.seed,
             ),
         )
         seen = None

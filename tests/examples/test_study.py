@@ -40,7 +40,7 @@ SMALL = {
     },
     "seeds": [0],
 }
-ROWS = ("base", "p4d", "mark", "release_states", "middle_states", "one_frame", "probe_sft", "p4d_20")
+ROWS = ("base", "p4d", "mark", "release_states", "one_frame", "probe_sft", "p4d_20")
 
 
 def study(tmp_path, *arguments, status=0):
@@ -221,40 +221,6 @@ def test_questions_apart_are_answered_as_if_each_were_asked_alone(opened, finish
             with torch.no_grad():
                 expected = model(**alone).logits[0]
             torch.testing.assert_close(logits[place, of_turn], expected, atol=1e-5, rtol=1e-4)
-
-
-def test_a_step_draws_some_questions_of_each_conversation_and_in_time_all(opened):
-    from study_batches import LEFT_OUT, SHARED, BatchCollator
-
-    settings, _, batches = opened("p4d")
-    rows = [{"index": 4}, {"index": 0}]
-    every = batches.batch([4, 0], apart=True)
-    turns = [batches.turns[batches.starts[i] : batches.ends[i]] for i in (4, 0)]
-    turns = [of_one[of_one != LEFT_OUT] for of_one in turns]
-    collators = [BatchCollator(batches, settings["num_frames"], apart=True, questions=2, seed=5) for _ in range(2)]
-    draw, seen = np.random.default_rng(5), [set(), set()]
-    for _ in range(20):
-        batch, again = (collator(rows) for collator in collators)
-        assert all(torch.equal(batch[name], again[name]) for name in batch)
-        for place, of_one in enumerate(turns):
-            drawn = 1 + draw.permutation(of_one.max())[:2]
-            seen[place] |= {*drawn.tolist()}
-            kept = torch.from_numpy((of_one == SHARED) | np.isin(of_one, drawn))
-            count = int(kept.sum())
-            for name in ("input_ids", "labels", "position_ids"):
-                assert torch.equal(batch[name][place, :count], every[name][place, : len(of_one)][kept]), name
-            mask = every["attention_mask"][place, 0, : len(of_one), : len(of_one)][kept][:, kept]
-            assert torch.equal(batch["attention_mask"][place, 0, :count, :count], mask)
-            assert not batch["attention_mask"][place, 0, :count, count:].any()
-    assert seen == [{*range(1, of_one.max() + 1)} for of_one in turns]
-
-
-def test_questions_that_see_each_other_cannot_be_drawn(opened):
-    from study_batches import BatchCollator
-
-    settings, _, batches = opened("p4d")
-    with pytest.raises(ValueError, match="apart"):
-        BatchCollator(batches, settings["num_frames"], questions=2)
 
 
 def test_an_unknown_optimizer_is_refused(monkeypatch):
