@@ -66,21 +66,24 @@ def world(**clips: int) -> World4DConfig:
 def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor) -> None:
     """Clips, the list of test questions, the model with random weights, and what its processor makes of the clips."""
     data, folder = config["data"], work / "data"
+    all_settings = [row_settings(config, row) for row in rows]
     worlds = {
         "train": (world(train_clips=data["train_clips"]), "train", mixed_questions),
         "test": (world(test_clips=data["test_clips"]), "test", scene_questions),
         # Another seed: scenes that no other split has.
         "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),
     }
+    has_initial = (work / "initial").exists()
+    if has_initial and all(one["data"] != "base" for one in all_settings):
+        del worlds["base"]  # the base model is made, and nothing else needs its clips
     clips = {
         name: World4DFrames(save_frames(folder / name, one, split, data["num_frames"], ask, pool, progress=True))
         for name, (one, split, ask) in worlds.items()
     }
     write_text(work / "items.json", test_items(config, clips["test"], pool))
-    if not (work / "initial").exists():
+    if not has_initial:
         make_initial_model(config, work, [text for name in ("train", "base") for text in spoken(clips[name])])
 
-    all_settings = [row_settings(config, row) for row in rows]
     # Most rows share their batches with others, and what other rows start from is not tested.
     batches = {
         batches_name(one, split): (one, split)
