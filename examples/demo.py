@@ -92,6 +92,165 @@ class Steps:
         return stdout
 
 
+class Demo:
+    """The commands, with one set of settings."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.output = args, args.output.resolve()
+        self.video = args.video.resolve() if args.video is not None else sample_clip()
+        self.region = args.region or (SAMPLE_REGION if args.video is None else middle_of(self.video))
+        self.teacher_steps = args.teacher_steps or args.steps * 6 // 5
+        self.steps = Steps(self.output)
+        self.world4d = self.output / f"world4d-{args.size}"
+        self.stored = self.asked = None  # of the stored model, for the report
+
+    def example(self, script: str, *options: str) -> list[str]:
+        return [sys.executable, str(EXAMPLES / script), *map(str, options)]
+
+    def evaluation_of(self, model: Path, folder: Path) -> list[str]:
+        options = ("--benchmarks", "world4d", "--world4d", self.world4d, "--num-frames", 8, "--max-new-tokens", 96)
+        return self.example("run_eval.py", "--model", model, *options, "--batch-size", 16, "--output", folder)
+
+    def ask(self, model: Path, name: str) -> dict:
+        # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.
+        options = ("--json", "--model", model, "--video", self.video, "--region", self.region, "--num-frames", 8)
+        said = self.steps.run(
+            f"ask-{name}",
+            "Load a model from its folder and ask about a real video",
+            self.example(
+                "generate.py", *options, "--question", multiple_choice_prompt(QUESTION, OPTIONS, answer_with="text")
+            ),
+            cwd=self.output,
+        )
+        return json.loads(said.strip().splitlines()[-1])
+
+    def report(self, **parts) -> None:
+        from demo_report import write_report  # draws with matplotlib: a second to import
+
+        args = self.args
+        settings = {
+            "steps": args.steps,
+            "teacher steps": self.teacher_steps,
+            "World4D size": args.size,
+            "seed": args.seed,
+        }
+        about = {
+            "video": self.video,
+            "region": self.region,
+            "question": QUESTION,
+            "options": OPTIONS,
+            "settings": settings,
+        }
+        write_report(self.output / "report.html", records=self.steps.records, **about, **parts)
+        print(f"== The report is {self.output / 'report.html'}", flush=True)
+
+    def render(self) -> None:
+        self.steps.run(
+            "render",
+            f"Render World4D-{self.args.size}",
+            self.example("render_world4d.py", "--size", self.args.size, "--output", self.world4d),
+            makes=self.world4d,
+        )
+
+    def show_stored(self) -> None:
+        """What the model that comes with the project answers and perceives, with a first report."""
+        from demo_report import Stored, scores_of
+
+        which = f"stored-{self.args.size}-{hash_of_weights(STUDENT)}"
+        evaluation, perceived = self.output / f"eval-{which}", self.output / f"perceived-{which}"
+        self.steps.run(
+            f"eval-{which}",
+            "The stored model answers the test questions",
+            self.evaluation_of(STUDENT, evaluation),
+            makes=evaluation,
+        )
+        said = scores_of({"stored": evaluation})
+        for one in said["samples"]:
+            print(f"   {one['question']}\n      right: {one['answer']}; it says: {one['replies'][0]}", flush=True)
+        for column in ("Avg", "TimeBench"):
+            score = said["tables"]["stored"][column]
+            low, high = score["interval"]
+            print(f"   {column}: {score['accuracy']:.1f} % right [{low:.1f}, {high:.1f}], n = {score['n']}", flush=True)
+        print(f"   A guess gets {said['chance']:.1f} %.", flush=True)
+        clip = min((self.world4d / "videos" / "test").glob("*.mp4"))
+        models = ("--model", STUDENT, "--teacher", TEACHER, "--compare")
+        self.steps.run(
+            f"perceive-{which}",
+            "What the stored model and its teacher perceive in a test clip",
+            self.example("perceive.py", *models, "--video", clip, "--output", perceived),
+            makes=perceived / "signals.safetensors",
+        )
+        self.stored = Stored(evaluation, perceived / "perception.png")
+        self.asked = self.ask(STUDENT, which)
+        self.report(asked=self.asked, stored=self.stored, trained=None)
+
+    def train(self) -> None:
+        """Train a teacher, and a model by SFT alone and one with P4D, and test both; the report then has all."""
+        from demo_report import Trained
+
+        args, output = self.args, self.output
+        teacher = output / f"teacher-{args.size}-{self.teacher_steps}-{args.seed}"
+        small = output / f"small-{args.size}-{args.seed}"
+        run_name = f"{args.size}-{args.steps}-{args.seed}"
+        of_teacher = (
+            "--world4d",
+            args.size,
+            "--output-dir",
+            teacher,
+            "--steps",
+            self.teacher_steps,
+            "--seed",
+            args.seed,
+        )
+        self.steps.run(
+            f"teacher-{self.teacher_steps}",
+            f"Train the 4D teacher for {self.teacher_steps} steps",
+            self.example("train_teacher.py", *of_teacher),
+            makes=teacher,
+        )
+        self.steps.run(
+            "small",
+            "Make the small model",
+            self.example("make_small_model.py", "--data", self.world4d, "--output", small, "--seed", args.seed),
+            makes=small,
+        )
+        students = {kind: output / f"{kind}-{run_name}" for kind in ("sft", "p4d")}
+        pictures = [round(args.steps * share) for share in (0, 0.1, 0.3, 1)]
+        self.steps.run(
+            f"sft-{run_name}",
+            f"Train by SFT alone for {args.steps} steps",
+            self.launch(small, students["sft"]),
+            makes=students["sft"],
+        )
+        self.steps.run(
+            f"p4d-{run_name}",
+            f"Train by SFT and P4D for {args.steps} steps",
+            self.launch(small, students["p4d"], "--teacher", teacher, "--picture_steps", *pictures),
+            makes=students["p4d"],
+        )
+        evaluations = {kind: output / f"eval-{kind}-{run_name}" for kind in students}
+        for kind, folder in students.items():
+            self.steps.run(
+                f"eval-{kind}-{run_name}",
+                f"Answer the test questions ({kind.upper()})",
+                self.evaluation_of(folder, evaluations[kind]),
+                makes=evaluations[kind],
+            )
+        asked = self.asked or self.ask(students["p4d"], students["p4d"].name)
+        self.report(asked=asked, stored=self.stored, trained=Trained(students, evaluations))
+
+    def launch(self, model: Path, output: Path, *options: str) -> list[str]:
+        """A training in one process."""
+        one_process = ("--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no")
+        # Left alone, accelerate gives a process one thread, with which PyTorch's 3-D convolutions are 2.5 times slower
+        # than with two.
+        threads = ("--num_cpu_threads_per_process", os.cpu_count())
+        training = ("--config", SMALL, "--model", model, "--data", self.world4d, "--output_dir", output)
+        training += ("--max_steps", self.args.steps, "--seed", self.args.seed)
+        launcher = (*one_process, *threads, EXAMPLES / "train.py", *training, *options)
+        return [sys.executable, "-m", "accelerate.commands.launch", *map(str, launcher)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -110,147 +269,13 @@ def main() -> None:
         raise SystemExit(f"--steps is {args.steps}; it must be at least 1.")
     if args.video is not None and not args.video.exists():
         raise SystemExit(f"There is no video {args.video}.")
-    output = args.output.resolve()
-    video = args.video.resolve() if args.video is not None else sample_clip()
-    region = args.region or (SAMPLE_REGION if args.video is None else middle_of(video))
-    teacher_steps = args.teacher_steps or args.steps * 6 // 5
-
-    from demo_report import Stored, Trained, scores_of, write_report  # draws with matplotlib: a second to import
-
-    steps, python = Steps(output), sys.executable
-    world4d, small = output / f"world4d-{args.size}", output / f"small-{args.size}-{args.seed}"
-    run_name = f"{args.size}-{args.steps}-{args.seed}"
-    teacher = output / f"teacher-{args.size}-{teacher_steps}-{args.seed}"
-
-    def example(script: str, *options: str) -> list[str]:
-        return [python, str(EXAMPLES / script), *map(str, options)]
-
-    def launch(*options: str) -> list[str]:
-        one_process = [
-            "--num_processes",
-            "1",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-        ]
-        # Left alone, accelerate gives a process one thread, with which PyTorch's 3-D convolutions are 2.5 times slower
-        # than with two.
-        threads = ["--num_cpu_threads_per_process", str(os.cpu_count())]
-        launcher = [python, "-m", "accelerate.commands.launch", *one_process, *threads]
-        common = [
-            "--config",
-            SMALL,
-            "--model",
-            small,
-            "--data",
-            world4d,
-            "--max_steps",
-            args.steps,
-            "--seed",
-            args.seed,
-        ]
-        return [*launcher, str(EXAMPLES / "train.py"), *map(str, [*common, *options])]
-
-    steps.run(
-        "render",
-        f"Render World4D-{args.size}",
-        example("render_world4d.py", "--size", args.size, "--output", world4d),
-        makes=world4d,
-    )
-
-    def evaluation_of(model: Path, folder: Path) -> list[str]:
-        options = ("--benchmarks", "world4d", "--world4d", world4d, "--num-frames", 8, "--max-new-tokens", 96)
-        return example("run_eval.py", "--model", model, *options, "--batch-size", 16, "--output", folder)
-
-    def ask(model: Path, name: str) -> dict:
-        # Run elsewhere, as a user who has only the model's folder: generate.py imports nothing of this project.
-        said = steps.run(
-            f"ask-{name}",
-            "Load a model from its folder and ask about a real video",
-            example("generate.py", "--json", "--model", model, "--video", video, "--region", region)
-            + ["--num-frames", "8", "--question", multiple_choice_prompt(QUESTION, OPTIONS, answer_with="text")],
-            cwd=output,
-        )
-        return json.loads(said.strip().splitlines()[-1])
-
-    def report(**parts) -> None:
-        settings = {"steps": args.steps, "teacher steps": teacher_steps, "World4D size": args.size, "seed": args.seed}
-        about = {"video": video, "region": region, "question": QUESTION, "options": OPTIONS, "settings": settings}
-        write_report(output / "report.html", records=steps.records, **about, **parts)
-        print(f"== The report is {output / 'report.html'}", flush=True)
-
-    stored = asked = None
+    demo = Demo(args)
+    demo.render()
     if STUDENT.exists():
-        which = f"stored-{args.size}-{hash_of_weights(STUDENT)}"
-        evaluation, perceived = output / f"eval-{which}", output / f"perceived-{which}"
-        steps.run(
-            f"eval-{which}",
-            "The stored model answers the test questions",
-            evaluation_of(STUDENT, evaluation),
-            makes=evaluation,
-        )
-        said = scores_of({"stored": evaluation})
-        for one in said["samples"]:
-            print(f"   {one['question']}\n      right: {one['answer']}; it says: {one['replies'][0]}", flush=True)
-        for column in ("Avg", "TimeBench"):
-            score = said["tables"]["stored"][column]
-            low, high = score["interval"]
-            print(f"   {column}: {score['accuracy']:.1f} % right [{low:.1f}, {high:.1f}], n = {score['n']}", flush=True)
-        print(f"   A guess gets {said['chance']:.1f} %.", flush=True)
-        clip = min((world4d / "videos" / "test").glob("*.mp4"))
-        steps.run(
-            f"perceive-{which}",
-            "What the stored model and its teacher perceive in a test clip",
-            example("perceive.py", "--model", STUDENT, "--teacher", TEACHER, "--video", clip, "--compare")
-            + ["--output", str(perceived)],
-            makes=perceived / "signals.safetensors",
-        )
-        stored = Stored(evaluation, perceived / "perception.png")
-        asked = ask(STUDENT, which)
-        report(asked=asked, stored=stored, trained=None)
+        demo.show_stored()
     else:
         print(f"== {STUDENT} is not there: what it answers and perceives is left out", flush=True)
-    steps.run(
-        f"teacher-{teacher_steps}",
-        f"Train the 4D teacher for {teacher_steps} steps",
-        example("train_teacher.py", "--world4d", args.size, "--output-dir", teacher, "--steps", teacher_steps)
-        + ["--seed", str(args.seed)],
-        makes=teacher,
-    )
-    steps.run(
-        "small",
-        "Make the small model",
-        example("make_small_model.py", "--data", world4d, "--output", small, "--seed", args.seed),
-        makes=small,
-    )
-    students = {kind: output / f"{kind}-{run_name}" for kind in ("sft", "p4d")}
-    pictures = [round(args.steps * share) for share in (0, 0.1, 0.3, 1)]
-    steps.run(
-        f"sft-{run_name}",
-        f"Train by SFT alone for {args.steps} steps",
-        launch("--output_dir", students["sft"]),
-        makes=students["sft"],
-    )
-    steps.run(
-        f"p4d-{run_name}",
-        f"Train by SFT and P4D for {args.steps} steps",
-        launch("--output_dir", students["p4d"], "--teacher", teacher, "--picture_steps", *pictures),
-        makes=students["p4d"],
-    )
-    evaluations = {kind: output / f"eval-{kind}-{run_name}" for kind in students}
-    for kind, folder in students.items():
-        steps.run(
-            f"eval-{kind}-{run_name}",
-            f"Answer the test questions ({kind.upper()})",
-            evaluation_of(folder, evaluations[kind]),
-            makes=evaluations[kind],
-        )
-    report(
-        asked=asked or ask(students["p4d"], students["p4d"].name), stored=stored, trained=Trained(students, evaluations)
-    )
+    demo.train()
 
 
 if __name__ == "__main__":
