@@ -24,6 +24,7 @@ CHANCE_MARGIN = 5.0  # points within which an accuracy is called chance
 TIMEBENCH_TARGET, POINTS_TARGET, CEILING = 95.0, 4.0, 98.0  # percent, points, percent
 ERROR_TARGET = 0.5  # of the linear probe's error
 TIME_MARGIN = 0.05  # within which two times are called the same
+HOURS_TARGET = 2.0
 
 
 @dataclass
@@ -133,6 +134,7 @@ def all_claims(study: Study) -> list[Claim]:
         _over(study, "10c", "SFT needs more than one frame", "sft", "one_frame"),
         _inference(study),
         _ceiling(study),
+        _cost(study),
     ]
     tested = [claim for claim in claims if claim.p is not None]
     for claim, p in zip(tested, holm([claim.p for claim in tested]), strict=True):
@@ -251,4 +253,17 @@ def _ceiling(study: Study) -> Claim:
             f"{CATEGORIES[highest]}, the highest category of {study.title(best)}, the row with the best Avg"
         )
         claim = _level(claim, found, percent, high=CEILING)
+    return claim
+
+
+def _cost(study: Study) -> Claim:
+    hours = study.device_seconds() / 3600
+    claim = Claim(
+        "13",
+        "the study is small",
+        "hours of one device, in which all runs, the base model and the teacher were made",
+        f"≤ {HOURS_TARGET:g}",
+    )
+    if study.is_complete():
+        claim.shown, claim.judge = f"{hours:.2f}", lambda p_holm: HOLDS if hours <= HOURS_TARGET else FAILS
     return claim

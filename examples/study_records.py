@@ -1,6 +1,7 @@
 """The study's records as samples: which rows there are, what the paper has for them, and what each answered and perceived."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,30 @@ class Study:
 
     def _right(self, letters: str) -> np.ndarray:
         return np.array(list(letters)) == self.answers
+
+    def device_seconds(self) -> float:
+        """Seconds in which devices made runs, one or several at a time, and the teacher; summed over devices.
+
+        Of a run that does not tell when it ran, its own seconds.
+        """
+        spans: dict[str, list[list[float]]] = {}
+        total = 0.0 if self.teacher is None else self.teacher["training_seconds"]
+        for run in (run for runs in self.records.values() for run in runs.values()):
+            if "from_to" in run:
+                spans.setdefault(run["unit"], []).append(run["from_to"])
+            else:
+                total += sum(run["seconds"].values())
+        for of_device in spans.values():
+            until = -math.inf
+            for start, end in sorted(of_device):
+                total += max(0.0, end - max(start, until))
+                until = max(until, end)
+        return total
+
+    def is_complete(self) -> bool:
+        """Whether every row was run with every seed."""
+        wanted = {(self.run_as(row), seed) for row in ROWS for seed in self.seeds}
+        return wanted <= {(row, seed) for row, runs in self.records.items() for seed in runs}
 
     def run_as(self, row: str) -> str:
         """The row that was run for a row of Table 7: itself, or P4D if it trains the same parts."""

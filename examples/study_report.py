@@ -472,7 +472,7 @@ def _provenance(study: Study) -> list[str]:
     seconds = [run["seconds"] for run in runs]
     slowest = max(runs, key=lambda run: sum(run["seconds"].values()))
     told.append(
-        f"- Time: {sum(sum(one.values()) for one in seconds) / 3600:.2f} hours in all, summed over all runs, the base model's too, several of which shared a GPU; "
+        f"- Time: {study.device_seconds() / 3600:.2f} hours of one device for all runs, several side by side, the base model and the teacher; "
         f"training {np.median([one['train'] for one in seconds]):.0f} s and tests {np.median([one['evaluate'] for one in seconds]):.0f} s a "
         f"run in the median; the slowest run is {slowest['row']} (seed {slowest['seed']}) with {sum(slowest['seconds'].values()):.0f} s."
     )

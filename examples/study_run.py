@@ -340,6 +340,7 @@ def compact_log(history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, Any]:
     """Train and test; returns the record."""
+    began = time.time()
     one = Run(config, work, row, seed)
     settings, trainer, started = one.settings, None, time.perf_counter()
     if settings["train"]:
@@ -353,6 +354,7 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "settings": settings,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets")},
         "device": torch.cuda.get_device_name() if one.training.device.type == "cuda" else "cpu",
+        "unit": str(torch.cuda.get_device_properties().uuid)[:8] if one.training.device.type == "cuda" else "cpu",
         "parameters": one.model.num_parameters(),
         "log": [] if trainer is None else list(compact_log(trainer.state.log_history)),
         "items_sha256": json.loads((work / "items.json").read_text())["sha256"],
@@ -368,4 +370,8 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "train": round(trained - started, 1),
         "evaluate": round(time.perf_counter() - trained, 1),
     }
+    record["from_to"] = [
+        round(began, 1),
+        round(time.time(), 1),
+    ]  # seconds since 1970; others may have shared the device
     return record

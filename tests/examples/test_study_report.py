@@ -328,6 +328,33 @@ def test_interval_of_the_study_covers_the_known_effect(folder):
     assert found.low < 8 + (80 - 63) / 9 < found.high  # eight tasks by 8 points, Counting by 25
 
 
+def test_time_of_runs_side_by_side_counts_once_on_each_device(tmp_path):
+    items = write_items(tmp_path, 5)
+    for seed, (unit, span) in enumerate(
+        [("a", [0, 50]), ("a", [10, 40]), ("a", [45, 60]), ("b", [0, 30]), ("a", [90, 95])]
+    ):
+        write_record(tmp_path, items, "sft", seed, {"test": replies(items, 0.5, seed)}, unit=unit, from_to=span)
+    write_record(tmp_path, items, "base", 0, {}, seconds={"train": 7.0, "evaluate": 1.0})  # does not tell when
+    assert Study(tmp_path).device_seconds() == 60 + 30 + 5 + 8
+    (tmp_path / "records" / "teacher.json").write_text(json.dumps({"training_seconds": 100.0}))
+    assert Study(tmp_path).device_seconds() == 203
+
+
+@pytest.mark.parametrize(("hours", "verdict"), [(1.9, HOLDS), (2.1, FAILS)])
+def test_cost_is_judged_once_every_row_was_run(tmp_path, hours, verdict):
+    make_study(tmp_path, 5, missing=("tune_v",))
+    (tmp_path / "records" / "teacher.json").unlink()
+    assert {claim.number: claim for claim in all_claims(Study(tmp_path))}["13"].verdict == NOT_RUN
+    items = json.loads((tmp_path / "items.json").read_text())["items"]
+    for seed in SEEDS:
+        write_record(tmp_path, items, "tune_v", seed, {"test": replies(items, 0.5, seed)})
+    for file in (tmp_path / "records").iterdir():
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"unit": "a", "from_to": [0, 3600 * hours]}))
+    claim = {claim.number: claim for claim in all_claims(Study(tmp_path))}["13"]
+    assert (claim.verdict, claim.shown) == (verdict, f"{hours:.2f}")
+
+
 def test_p_values_are_corrected_for_all_tests_of_the_table(claims):
     tested = [claim for claim in claims.values() if claim.p is not None]
     assert [claim.p_holm for claim in tested] == holm([claim.p for claim in tested])
