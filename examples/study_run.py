@@ -370,8 +370,6 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "train": round(trained - started, 1),
         "evaluate": round(time.perf_counter() - trained, 1),
     }
-    record["from_to"] = [
-        round(began, 1),
-        round(time.time(), 1),
-    ]  # seconds since 1970; others may have shared the device
+    # Seconds since 1970: others may have had the device at the same time.
+    record["from_to"] = [round(began, 1), round(time.time(), 1)]
     return record
