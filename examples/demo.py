@@ -102,7 +102,6 @@ class Demo:
         self.teacher_steps = args.teacher_steps or args.steps * 6 // 5
         self.steps = Steps(self.output)
         self.world4d = self.output / f"world4d-{args.size}"
-        self.stored = self.asked = None  # of the stored model, for the report
 
     def example(self, script: str, *options: str) -> list[str]:
         return [sys.executable, str(EXAMPLES / script), *map(str, options)]
@@ -152,8 +151,8 @@ class Demo:
             makes=self.world4d,
         )
 
-    def show_stored(self) -> None:
-        """What the model that comes with the project answers and perceives, with a first report."""
+    def show_stored(self) -> dict:
+        """What the model that comes with the project answers and perceives, as parts of a report, with a first report."""
         from demo_report import Stored, scores_of
 
         which = f"stored-{self.args.size}-{hash_of_weights(STUDENT)}"
@@ -180,32 +179,27 @@ class Demo:
             self.example("perceive.py", *models, "--video", clip, "--output", perceived),
             makes=perceived / "signals.safetensors",
         )
-        self.stored = Stored(evaluation, perceived / "perception.png")
-        self.asked = self.ask(STUDENT, which)
-        self.report(asked=self.asked, stored=self.stored, trained=None)
+        shown = {"asked": self.ask(STUDENT, which), "stored": Stored(evaluation, perceived / "perception.png")}
+        self.report(**shown, trained=None)
+        return shown
 
-    def train(self) -> None:
-        """Train a teacher, and a model by SFT alone and one with P4D, and test both; the report then has all."""
+    def train(self, shown: dict | None) -> None:
+        """Train a teacher, and a model by SFT alone and one with P4D, and test both; the report then has all.
+
+        Args:
+            shown: what `show_stored` returned; `None`: the question about the video goes to the P4D model.
+        """
         from demo_report import Trained
 
         args, output = self.args, self.output
         teacher = output / f"teacher-{args.size}-{self.teacher_steps}-{args.seed}"
         small = output / f"small-{args.size}-{args.seed}"
         run_name = f"{args.size}-{args.steps}-{args.seed}"
-        of_teacher = (
-            "--world4d",
-            args.size,
-            "--output-dir",
-            teacher,
-            "--steps",
-            self.teacher_steps,
-            "--seed",
-            args.seed,
-        )
+        of_teacher = ("--world4d", args.size, "--steps", self.teacher_steps, "--seed", args.seed)
         self.steps.run(
             f"teacher-{self.teacher_steps}",
             f"Train the 4D teacher for {self.teacher_steps} steps",
-            self.example("train_teacher.py", *of_teacher),
+            self.example("train_teacher.py", *of_teacher, "--output-dir", teacher),
             makes=teacher,
         )
         self.steps.run(
@@ -236,8 +230,9 @@ class Demo:
                 self.evaluation_of(folder, evaluations[kind]),
                 makes=evaluations[kind],
             )
-        asked = self.asked or self.ask(students["p4d"], students["p4d"].name)
-        self.report(asked=asked, stored=self.stored, trained=Trained(students, evaluations))
+        if shown is None:
+            shown = {"asked": self.ask(students["p4d"], students["p4d"].name), "stored": None}
+        self.report(**shown, trained=Trained(students, evaluations))
 
     def launch(self, model: Path, output: Path, *options: str) -> list[str]:
         """A training in one process."""
@@ -271,11 +266,12 @@ def main() -> None:
         raise SystemExit(f"There is no video {args.video}.")
     demo = Demo(args)
     demo.render()
+    shown = None
     if STUDENT.exists():
-        demo.show_stored()
+        shown = demo.show_stored()
     else:
         print(f"== {STUDENT} is not there: what it answers and perceives is left out", flush=True)
-    demo.train()
+    demo.train(shown)
 
 
 if __name__ == "__main__":

@@ -268,11 +268,7 @@ class Batches:
         return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
     def batch(
-        self,
-        indices: list[int],
-        answers: bool = True,
-        unmarked: bool = False,
-        apart: bool = False,
+        self, indices: list[int], answers: bool = True, unmarked: bool = False, apart: bool = False
     ) -> dict[str, torch.Tensor]:
         """As `P4DCollator` gives these conversations, or, without answers, prompts that are padded on the left.
 
@@ -282,7 +278,7 @@ class Batches:
         clip = self.clip[indices]
         parts = [slice(self.starts[i], self.ends[i]) for i in indices]
         if apart:
-            parts = [one.start + np.flatnonzero(self.turns[one] != LEFT_OUT) for one in parts]
+            parts = [np.arange(one.start, one.stop)[self.turns[one] != LEFT_OUT] for one in parts]
         rows, labels = [self.ids[one] for one in parts], [self.labels[one] for one in parts]
         if not answers:
             rows = [ids[: (of_row != IGNORE_INDEX).argmax()] for ids, of_row in zip(rows, labels, strict=True)]
@@ -300,10 +296,10 @@ class Batches:
             batch["labels"] = torch.from_numpy(answer)
         batch = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
         if apart:
-            of_tokens = torch.full((len(rows), longest), LEFT_OUT, dtype=torch.int8)
+            turns = torch.full((len(rows), longest), LEFT_OUT, dtype=torch.int8)
             for row, one in enumerate(parts):
-                of_tokens[row, : len(one)] = torch.from_numpy(self.turns[one])
-            batch |= _seen_apart(of_tokens.to(self.device))
+                turns[row, : len(one)] = torch.from_numpy(self.turns[one])
+            batch |= _seen_apart(turns.to(self.device))
         shown = self._taken(self.frames, clip)
         frames = shown.clone()
         frames[:, 0] = self._taken(self.first, indices)

@@ -342,6 +342,10 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
     """Train and test; returns the record."""
     began = time.time()
     one = Run(config, work, row, seed)
+    made_on = {"device": "cpu", "unit": "cpu"}
+    if one.training.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        made_on = {"device": properties.name, "unit": str(properties.uuid)}  # the GPU itself, among others of its kind
     settings, trainer, started = one.settings, None, time.perf_counter()
     if settings["train"]:
         trainer = one.train()
@@ -353,8 +357,7 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "seed": seed,
         "settings": settings,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets")},
-        "device": torch.cuda.get_device_name() if one.training.device.type == "cuda" else "cpu",
-        "unit": str(torch.cuda.get_device_properties().uuid)[:8] if one.training.device.type == "cuda" else "cpu",
+        **made_on,
         "parameters": one.model.num_parameters(),
         "log": [] if trainer is None else list(compact_log(trainer.state.log_history)),
         "items_sha256": json.loads((work / "items.json").read_text())["sha256"],

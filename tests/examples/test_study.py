@@ -176,6 +176,13 @@ def test_rows_set_options_that_exist(monkeypatch, tmp_path, row):
     assert args.max_steps == CONFIG["rows"][row].get("max_steps", CONFIG["training"]["max_steps"])
 
 
+def test_what_the_document_says_of_rows_is_what_the_configuration_does():
+    training, rows = CONFIG["training"], CONFIG["rows"]
+    assert {rows[row]["max_steps"] for row in ("sft_long", "p4d_long")} == {2 * training["max_steps"]}
+    assert rows["sft_half_rate"]["learning_rate"] == training["learning_rate"] / 2
+    assert rows["p4d"]["picture_steps"][-1] == training["max_steps"]  # the last picture is of the finished model
+
+
 def test_rows_name_tasks_that_exist():
     assert CONFIG["training"]["tasks"] == [*TASKS]
     for row, settings in CONFIG["rows"].items():
