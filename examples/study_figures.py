@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from study_statistics import Estimate
 
 from trainer.perception_pictures import signal_picture
@@ -40,6 +41,8 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, tuple[np.ndarray, 
             axis.plot(steps, values, label=label, linewidth=1.2)
         axis.set_title(title, fontsize=9)
         axis.set(xlabel="step", yscale="log")
+        axis.yaxis.set_major_formatter(LogFormatter())
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     save(figure, path)

@@ -131,13 +131,16 @@ def write_study(folder: Path, output: Path) -> None:
 
 def _opening(study: Study) -> str:
     expected = {row for row in ROWS if study.run_as(row) == row} | (study.records.keys() - {*BASE_ROWS})
-    missing = {
-        row: [seed for seed in study.seeds if seed not in study.records.get(row, {})] for row in sorted(expected)
-    }
+    missing: dict[tuple[int, ...], list[str]] = {}  # seeds -> the rows that they are missing of
+    for row in sorted(expected):
+        missing.setdefault(tuple(seed for seed in study.seeds if seed not in study.records.get(row, {})), []).append(
+            row
+        )
+    missing.pop((), None)
     there = sum(len(runs) for row, runs in study.records.items() if row not in BASE_ROWS)
-    told = f"{there} of {there + sum(map(len, missing.values()))} runs are in."
-    if any(missing.values()):
-        listed = [f"{row} (seed {', '.join(map(str, seeds))})" for row, seeds in missing.items() if seeds]
+    told = f"{there} of {there + sum(len(seeds) * len(rows) for seeds, rows in missing.items())} runs are in."
+    if missing:
+        listed = [f"seed {', '.join(map(str, seeds))} of {', '.join(rows)}" for seeds, rows in sorted(missing.items())]
         told += f" Missing: {'; '.join(listed)}."
     return (
         "4D-RGPT ([arXiv:2512.17012](https://arxiv.org/abs/2512.17012)) distils a 4D perception model into a video language model. Here its claims are tested with a "
@@ -349,7 +352,7 @@ def _label_efficiency(study: Study, figures: Path, picture: Callable[[Path, str]
             f"P4D on 20 % of the questions is right in {less.value:.1f} %, 4D-SFT on all of them in {more.value:.1f} %."
         )
     curves = {label: points for label, points in curves.items() if points}
-    if curves:
+    if len({share for points in curves.values() for share in points}) > 1:
         levels = {"a guess": study.columns["Avg"].chance}
         zero_shot = accuracy(study, "zero_shot")
         if zero_shot is not None:

@@ -30,7 +30,7 @@ from trainer import GroundTruthTeacher, P4DConfig, P4DTrainer, signal_errors
 from trainer.distillation_windows import cut
 from trainer.p4d_trainer import DECODER_FOLDER
 
-REPEATS = 21  # of the comparison of the model with and without its decoder
+REPEATS = 101  # of the comparison of the model with and without its decoder
 # What a row may say beside options of examples/train.py and trainer.P4DConfig.
 STUDY_OPTIONS = {
     "train": True,  # False: test what the row starts from
