@@ -5,10 +5,11 @@
 Cards are filled from the study's records; --evaluation, a folder of examples/run_eval.py for runs/study/models/p4d-0, adds
 its scores on clips in video files. The student then loads with
 `AutoModelForImageTextToText.from_pretrained("study/student", trust_remote_code=True)`, and examples/perceive.py shows what it
-perceives with --teacher study/teacher.
+perceives with --teacher study/teacher. Their code is linked to that of the project, so that it is there once.
 """
 
 import argparse
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from trainer.signal_errors import MeanWithInterval
 
 EXAMPLES = Path(__file__).resolve().parent
 RECORDS = EXAMPLES.parent / "study"
+CODE = EXAMPLES.parent / "modeling_rgpt4d"
 MAX_BYTES = 25_000_000  # of a file of weights: it lies in the repository
 LOSS_SETTINGS = ("distill_latent", "alpha", "beta", "signals", *(f"lambda_{signal}" for signal in SIGNALS))
 STUDY = "python examples/study.py"
@@ -133,6 +135,9 @@ def write_whole_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                     f"repository at most {MAX_BYTES / 1e6:.0f} MB may lie: train a smaller model."
                 )
             file.chmod(0o644)
+        for file in unfinished.glob("*.py"):
+            file.unlink()
+            file.symlink_to(os.path.relpath(CODE / file.name, folder))
     except BaseException:
         shutil.rmtree(unfinished)
         raise

@@ -13,6 +13,7 @@ from metrics_rgpt4d.r4d_bench import r4d_bench
 from modeling_rgpt4d import L4PConfig, L4PModel, PerceptionDecoder, PerceptionDecoderConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CODE = EXAMPLES.parent / "modeling_rgpt4d"
 
 
 def scores(right: int):
@@ -91,6 +92,8 @@ def test_cards_tell_every_run_score_and_error_and_the_folder_loads_without_a_war
     assert "| depth_abs_rel | 7 | 0.050 [0.040, 0.060] |" in (folder / "study" / "teacher" / "README.md").read_text()
     for weights in (folder / "study").rglob("*.safetensors"):
         assert weights.stat().st_mode & 0o777 == 0o644
+    code = [*(folder / "study").rglob("*.py")]
+    assert code and all(file.is_symlink() and file.samefile(CODE / file.name) for file in code)
     loaded = run_as_stranger(
         """
 import logging, sys, warnings
