@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +21,6 @@ SETTINGS = {
 SEEDS = (0, 1, 2)
 with pytest.MonkeyPatch.context() as patch:  # scripts of a folder import each other by their bare names
     patch.syspath_prepend(EXAMPLES)
-    import study
     import study_report
     from study_claims import all_claims, points_between
     from study_records import PAPER_SCORES, ROWS, Study
@@ -39,6 +39,8 @@ with pytest.MonkeyPatch.context() as patch:  # scripts of a folder import each o
         paired_p,
         share,
     )
+
+    import study
 
 TESTS = {"sft": ("test", "shuffled", "zeroed"), "p4d": ("test", "shuffled", "zeroed")}
 PERCEIVED = {"p4d": 0.1, "truth": 0.08, "probe_sft": 0.3}  # row -> depth error
@@ -407,7 +409,7 @@ def test_document_has_every_row_and_says_what_is_missing(document):
     assert "Tune-All (= P4D)" in document
     (there, expected) = map(int, re.search(r"(\d+) of (\d+) runs are in", document).groups())
     assert expected - there == 5  # Tune-V, and two seeds of the mixture
-    assert "Missing: mix_counting (seed 1, 2); tune_v (seed 0, 1, 2)." in document
+    assert "Missing: seed 0, 1, 2 of tune_v; seed 1, 2 of mix_counting." in document
     assert '`tasks` ["Counting", "TimeBench"]' in document
 
 
@@ -465,6 +467,18 @@ def test_same_records_give_the_same_bytes(document, folder):
     study_report.write_study(folder, folder.parent / "STUDY.md")
     assert (folder.parent / "STUDY.md").read_text(encoding="utf-8") == document
     assert {path: path.read_bytes() for path in (folder / "figures").iterdir()} == before
+
+
+def test_the_document_of_the_project_is_what_its_records_give(tmp_path):
+    project = EXAMPLES.parent
+    shutil.copytree(
+        project / "study", tmp_path / "study", ignore=shutil.ignore_patterns("student", "teacher", "figures")
+    )
+    study_report.write_study(tmp_path / "study", tmp_path / "STUDY.md")
+    written, stored = ((folder / "STUDY.md").read_text(encoding="utf-8") for folder in (tmp_path, project))
+    assert written == stored, "write it again: python examples/study.py --document"
+    figures = [{path.name for path in (folder / "study" / "figures").iterdir()} for folder in (tmp_path, project)]
+    assert figures[0] == figures[1]
 
 
 def test_several_devices_are_told(tmp_path):
