@@ -183,11 +183,11 @@ class Demo:
         self.report(**shown, trained=None)
         return shown
 
-    def train(self, shown: dict | None) -> None:
+    def train(self, shown: dict) -> None:
         """Train a teacher, and a model by SFT alone and one with P4D, and test both; the report then has all.
 
         Args:
-            shown: what `show_stored` returned; `None`: the question about the video goes to the P4D model.
+            shown: what `show_stored` returned.
         """
         from demo_report import Trained
 
@@ -230,8 +230,6 @@ class Demo:
                 self.evaluation_of(folder, evaluations[kind]),
                 makes=evaluations[kind],
             )
-        if shown is None:
-            shown = {"asked": self.ask(students["p4d"], students["p4d"].name), "stored": None}
         self.report(**shown, trained=Trained(students, evaluations))
 
     def launch(self, model: Path, output: Path, *options: str) -> list[str]:
@@ -266,12 +264,7 @@ def main() -> None:
         raise SystemExit(f"There is no video {args.video}.")
     demo = Demo(args)
     demo.render()
-    shown = None
-    if STUDENT.exists():
-        shown = demo.show_stored()
-    else:
-        print(f"== {STUDENT} is not there: what it answers and perceives is left out", flush=True)
-    demo.train(shown)
+    demo.train(demo.show_stored())
 
 
 if __name__ == "__main__":

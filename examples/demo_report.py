@@ -147,7 +147,7 @@ def write_report(
     question: str,
     options: list[str],
     asked: dict,
-    stored: Stored | None,
+    stored: Stored,
     trained: Trained | None,
 ) -> None:
     """Write the report to `path`, whole or not at all. Every figure in it is read from the files of the runs.
@@ -156,14 +156,12 @@ def write_report(
         trained: None while the training goes on; the report then says so.
     """
     marked, strip = region_picture(video, region, len(asked["timestamps"]))
-    parts: dict[str, Any] = {"stored": None, "trained": None}
-    if stored is not None:
-        named = scores_of({"the stored model": stored.evaluation})
-        parts["stored"] = {**named, "picture": stored.picture}
+    of_stored = {**scores_of({"the stored model": stored.evaluation}), "picture": stored.picture}
+    of_trained: dict[str, Any] | None = None
     if trained is not None:
         runs = {kind: json.loads((folder / "run.json").read_text()) for kind, folder in trained.students.items()}
         named = scores_of({NAMES[kind]: folder for kind, folder in trained.evaluations.items()})
-        parts["trained"] = {
+        of_trained = {
             **named,
             "pair": paired(*(named["scores"][NAMES[kind]] for kind in ("sft", "p4d"))),
             "curves": curves(runs),
@@ -173,7 +171,8 @@ def write_report(
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True)
     environment.filters["png"] = inline_png
     html = environment.get_template(TEMPLATE.name).render(
-        **parts,
+        stored=of_stored,
+        trained=of_trained,
         settings=settings,
         versions={name: version(name) for name in ("rgpt4d", "torch", "transformers", "trl", "datasets")},
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",

@@ -61,3 +61,11 @@ def test_make_targets_exist():
 
 def test_nothing_is_left_to_fill_in():
     assert "@" not in README
+
+
+def test_results_of_the_study_are_those_of_its_document():
+    section = README.split("## Check the claims")[1].split("\n## ")[0]
+    results = re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]|\[\+\d\.\d, \+\d\.\d\]", section)
+    assert len(results) >= 9
+    document = (ROOT / "STUDY.md").read_text(encoding="utf-8")
+    assert [result for result in results if result not in document] == []

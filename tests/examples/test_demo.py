@@ -90,10 +90,3 @@ def test_the_stored_model_comes_first_with_a_report_of_its_own(run_demo, tmp_pat
     again, *_ = run_demo()
     assert not {*done[1:4]} & {*again}  # nothing that another model said is taken over
     assert done[5:] == again[5:]
-
-
-def test_without_a_stored_model_its_steps_are_left_out_and_that_is_told(run_demo):
-    done, shown, printed = run_demo()
-    assert [name.split("-")[0] for name in done][:2] == ["render", "teacher"] and done[-2:][0].startswith("ask-p4d")
-    assert shown == [("p4d-tiny-5-0", False, True)]
-    assert printed.count("is not there") == 1

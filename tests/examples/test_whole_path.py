@@ -176,8 +176,8 @@ def test_evaluation_goes_on_where_it_stopped_and_asking_works(path):
     first = report(Stored(path / "eval-p4d", picture), None)
     assert "&lt;obj_1&gt;" in first and first.count("data:image/png;base64,") == 1 + of_frames
     assert "the stored model" in first and "It goes on" in first and "<th>TimeBench</th>" in first
-    whole = report(None, Trained(runs, {kind: path / f"eval-{kind}" for kind in runs}))
-    assert whole.count("data:image/png;base64,") == of_frames + 1 + 2 and "the stored model" not in whole
+    whole = report(Stored(path / "eval-p4d", picture), Trained(runs, {kind: path / f"eval-{kind}" for kind in runs}))
+    assert whole.count("data:image/png;base64,") == 1 + of_frames + 1 + 2 and "the stored model" in whole
     for column in ("Avg", "VG", "TimeBench", "SFT alone", "SFT + P4D"):
         assert f"<th>{column}</th>" in whole
     assert "McNemar" in whole and "It goes on" not in whole
