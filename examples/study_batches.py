@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 from transformers import AutoProcessor
@@ -19,8 +20,9 @@ from transformers import AutoProcessor
 from datasets_rgpt4d.whole_files import write_text
 from datasets_rgpt4d.world4d_frames import World4DFrames
 from datasets_rgpt4d.world4d_render import render_signals
+from modeling_rgpt4d.modeling_l4p import SIGNALS
 from modeling_rgpt4d.video_decoding import uniform_indices
-from trainer import P4DCollator
+from trainer import L4PTeacher, P4DCollator, PerceptionTargets
 from trainer.collator import IGNORE_INDEX
 from trainer.perception_pictures import shown_frames
 
@@ -231,6 +233,59 @@ class Truth:
         }
 
 
+# ------------------------------------------------------------------------------------------------------------- teacher
+
+
+class Targets:
+    """What a teacher perceives in all clips, perceived once for all runs, for its forward pass would be a sixth of a step.
+
+    Args:
+        folder: of `prepare_targets`; mapped, so that all runs share what lies in memory.
+        device: of what a call gives.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.device = device
+        self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("latents", *SIGNALS)}
+
+    def __call__(self, clips: np.ndarray) -> dict[str, torch.Tensor]:
+        """`"latents"` and signals of clips `(V,)`, shaped as in [`PerceptionTargets`], float16."""
+        return {name: torch.from_numpy(values[clips]).to(self.device) for name, values in self.arrays.items()}
+
+
+class PreparedTeacher(L4PTeacher):
+    """Takes what it perceives from the batch, if that carries it."""
+
+    def perceive(self, pixel_values_videos, image_mean, image_std, targets=None, signals=None) -> PerceptionTargets:
+        if targets is None:
+            return super().perceive(pixel_values_videos, image_mean, image_std, signals=signals)
+        wanted = self.signals if signals is None else signals
+        latents = targets["latents"].to(self.model.dtype)
+        return PerceptionTargets(latents, {signal: targets[signal].float() for signal in wanted})
+
+
+def prepare_targets(folder: Path, batches: "Batches", teacher: L4PTeacher) -> Path:
+    """Write to `folder`, unless it is there, what the teacher perceives in the unmarked frames of every clip, as float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # other runs wait
+        if (folder / "targets.json").exists():
+            return folder
+        count, of_videos = len(batches.unmarked), batches.processor.video_processor
+        arrays: dict[str, np.ndarray] = {}
+        for start in tqdm(range(0, count, AT_ONCE), f"targets of {folder.name}", unit="batch"):
+            frames = batches.values(batches.taken(batches.unmarked, slice(start, start + AT_ONCE)))
+            seen = teacher.perceive(frames, of_videos.image_mean, of_videos.image_std)
+            for name, values in {"latents": seen.latents, **seen.signals}.items():
+                if start == 0:
+                    shape = (count, *values.shape[1:])
+                    arrays[name] = open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+                arrays[name][start : start + AT_ONCE] = values.half().cpu().numpy()
+        for array in arrays.values():
+            array.flush()
+        write_text(folder / "targets.json", json.dumps({"clips": count}) + "\n")
+    return folder
+
+
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -264,7 +319,7 @@ class Batches:
         """`(..., H, W, 3)` uint8 -> the processor's float32 values, `(..., 3, H, W)`."""
         return torch.stack([self.table[c][levels[..., c].int()] for c in range(3)], dim=-3)
 
-    def _taken(self, frames: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+    def taken(self, frames: np.ndarray, indices: np.ndarray | slice) -> torch.Tensor:
         return torch.from_numpy(frames[indices]).to(self.device, non_blocking=True)
 
     def batch(
@@ -300,13 +355,13 @@ class Batches:
             for row, one in enumerate(parts):
                 turns[row, : len(one)] = torch.from_numpy(self.turns[one])
             batch |= _seen_apart(turns.to(self.device))
-        shown = self._taken(self.frames, clip)
+        shown = self.taken(self.frames, clip)
         frames = shown.clone()
-        frames[:, 0] = self._taken(self.first, indices)
+        frames[:, 0] = self.taken(self.first, indices)
         batch["pixel_values_videos"] = self.values(frames)
         batch["video_timestamps"] = torch.from_numpy(self.seconds[clip]).to(self.device)
         if unmarked:
-            plain = shown if self.frames is self.unmarked else self._taken(self.unmarked, clip)
+            plain = shown if self.frames is self.unmarked else self.taken(self.unmarked, clip)
             batch["unmarked_pixel_values_videos"] = self.values(plain)
         return batch
 
@@ -337,7 +392,7 @@ class BatchCollator:
     window: int | None = None
     unmarked: bool = False
     pixels: str = "video"
-    targets: Truth | None = None
+    targets: Truth | Targets | None = None
     apart: bool = False
 
     def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:

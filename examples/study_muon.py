@@ -43,7 +43,7 @@ class MuonAndAdamW(AdamW):
             {"params": [one for one in others if one.ndim > 1], "muon": False},
             {"params": [one for one in others if one.ndim < 2], "muon": False, "weight_decay": 0.0},
         ]
-        super().__init__([group for group in groups if group["params"]], lr=lr, weight_decay=weight_decay)
+        super().__init__([group for group in groups if group["params"]], lr=lr, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:

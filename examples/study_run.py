@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from study_batches import BatchCollator, Batches, Truth, change_pixels, processor_with
+from study_batches import (
+    BatchCollator,
+    Batches,
+    PreparedTeacher,
+    Targets,
+    Truth,
+    change_pixels,
+    prepare_targets,
+    processor_with,
+)
 from study_muon import muon_and_adamw
 from study_records import seed_of
 from tqdm import tqdm
@@ -39,7 +48,7 @@ STUDY_OPTIONS = {
     "tasks": None,  # train on these tasks alone
     "share": 1.0,  # of the clips, drawn at random, with all their questions
     "unlabelled": False,  # half of each batch are the other clips, without answers: what a teacher says of them costs no label
-    "pixels": "video",  # `video`, `zeroed` or `shuffled`: in training and in the test
+    "pixels": "video",  # `video`, `zeroed` or `shuffled`: what the model sees in training and in the test
     "apart": False,  # the questions about a clip do not see each other, nor each other's answers; as in the test
     "optimizer": "adamw",  # or `muon`, which has AdamW for what is no matrix
     "states": "frame_tokens",  # the hidden states that the decoder reads: a key of TRAINERS
@@ -211,10 +220,14 @@ class Run:
 
     def train(self) -> P4DTrainer:
         batches = self.batches(self.settings["data"])
-        teacher, truth = self.teacher, None
+        teacher, targets = self.teacher, None
+        prepared = self.work / "data" / f"{self.settings['data']}-{'truth' if self.arguments.truth else 'targets'}"
         if self.arguments.truth:
             teacher = GroundTruthTeacher(self.teacher)
-            truth = Truth(self.work / "data" / f"{self.settings['data']}-truth", self.training.device)
+            targets = Truth(prepared, self.training.device)
+        elif teacher is not None:
+            teacher = PreparedTeacher(teacher.model, teacher.depth_scale)
+            targets = Targets(prepare_targets(prepared, batches, teacher), self.training.device)
         trainer = TRAINERS[self.settings["states"]](
             self.model,
             self.training,
@@ -226,9 +239,8 @@ class Run:
                 batches,
                 self.arguments.num_frames,
                 window=None if teacher is None else teacher.num_frames,
-                unmarked=teacher is not None,
                 pixels=self.settings["pixels"],
-                targets=truth,
+                targets=targets,
                 apart=self.settings["apart"],
             ),
         )

@@ -13,7 +13,8 @@ import yaml
 
 from datasets_rgpt4d.world4d_frames import World4DFrames
 from datasets_rgpt4d.world4d_questions import TASKS
-from modeling_rgpt4d import RGPT4DForConditionalGeneration
+from modeling_rgpt4d import L4PModel, RGPT4DForConditionalGeneration
+from modeling_rgpt4d.modeling_l4p import SIGNALS
 from trainer import P4DCollator
 from trainer.collator import IGNORE_INDEX
 
@@ -202,6 +203,26 @@ def test_prepared_batches_equal_the_collators(opened, row):
     assert {*found} == {*expected}
     for name, values in expected.items():
         assert torch.equal(found[name], values), name
+
+
+def test_prepared_targets_are_what_the_teacher_perceives_without_marks(opened, finished):
+    from study_batches import PreparedTeacher, Targets
+
+    _, clips, batches = opened("mark")
+    teacher = PreparedTeacher(L4PModel.from_pretrained(finished / "work" / "teacher"), "metric")
+    frames = batches.batch([4, 0, 3], unmarked=True)["unmarked_pixel_values_videos"]
+    of_videos = batches.processor.video_processor
+    carried = Targets(finished / "work" / "data" / "train-targets", frames.device)(batches.clip[[4, 0, 3]])
+    assert len(Targets(finished / "work" / "data" / "train-targets", frames.device).arrays["depth"]) == len(
+        clips.frames
+    )
+    live = teacher.perceive(frames, of_videos.image_mean, of_videos.image_std)
+    found = teacher.perceive(frames, of_videos.image_mean, of_videos.image_std, targets=carried, signals=["flow"])
+    assert {*live.signals} == {*SIGNALS} and {*found.signals} == {"flow"}
+    for one, other in ((found.latents, live.latents), (found.signals["flow"], live.signals["flow"])):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert (live.latents[0] - live.latents[1]).abs().max() > 0.1  # another clip's would not pass
 
 
 @pytest.mark.parametrize("row", ["p4d", "mark"])
