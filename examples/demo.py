@@ -27,8 +27,9 @@ STUDENT, TEACHER = (EXAMPLES.parent / "study" / name for name in ("student", "te
 SMALL = str(EXAMPLES / "configs" / "small.yaml")
 # The rabbit in the first frame of the sample clip, Big Buck Bunny (CC BY 3.0, Blender Foundation), 1280 x 720.
 SAMPLE_CLIP, SAMPLE_REGION = "datasets/data/bigbuckbunny.mp4", "obj_1:225,250,530,560"
-QUESTION = "Which way does <obj_1> move, as seen by the camera?"
-OPTIONS = ["to the left", "to the right", "towards the camera", "away from the camera"]
+# In World4D's words: the stored model knows no others.
+QUESTION = "What is the distance between the camera and the centre of <obj_1> in the first frame?"
+OPTIONS = ["2.4 m", "3.4 m", "4.8 m", "6.8 m"]
 
 
 def sample_clip() -> Path:
