@@ -3,6 +3,7 @@ does not wait for a tokenizer. The batches are those of `trainer.P4DCollator`, b
 """
 
 import functools
+import hashlib
 import itertools
 import json
 from concurrent.futures import Executor
@@ -264,13 +265,23 @@ class PreparedTeacher(L4PTeacher):
         return PerceptionTargets(latents, {signal: targets[signal].float() for signal in wanted})
 
 
-def prepare_targets(folder: Path, batches: "Batches", teacher: L4PTeacher) -> Path:
-    """Write to `folder`, unless it is there, what the teacher perceives in the unmarked frames of every clip, as float16."""
+def prepare_targets(folder: Path, batches: "Batches", teacher: L4PTeacher, weights: Path) -> Path:
+    """Write to `folder`, unless it is there, what the teacher perceives in the unmarked frames of every clip, as float16.
+
+    Args:
+        weights: the teacher's file, by whose hash it is known whose targets lie in `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    count, of_videos = len(batches.unmarked), batches.processor.video_processor
+    with weights.open("rb") as file:
+        made_of = {"clips": count, "teacher": hashlib.file_digest(file, "sha256").hexdigest()}
     with FileLock(folder / "lock"):  # other runs wait
         if (folder / "targets.json").exists():
+            if json.loads((folder / "targets.json").read_text()) != made_of:
+                raise SystemExit(
+                    f"{folder} has the targets of another teacher than {weights}, or other clips: remove it."
+                )
             return folder
-        count, of_videos = len(batches.unmarked), batches.processor.video_processor
         arrays: dict[str, np.ndarray] = {}
         for start in tqdm(range(0, count, AT_ONCE), f"targets of {folder.name}", unit="batch"):
             frames = batches.values(batches.taken(batches.unmarked, slice(start, start + AT_ONCE)))
@@ -282,7 +293,7 @@ def prepare_targets(folder: Path, batches: "Batches", teacher: L4PTeacher) -> Pa
                 arrays[name][start : start + AT_ONCE] = values.half().cpu().numpy()
         for array in arrays.values():
             array.flush()
-        write_text(folder / "targets.json", json.dumps({"clips": count}) + "\n")
+        write_text(folder / "targets.json", json.dumps(made_of) + "\n")
     return folder
 
 

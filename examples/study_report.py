@@ -133,9 +133,8 @@ def _opening(study: Study) -> str:
     expected = {row for row in ROWS if study.run_as(row) == row} | (study.records.keys() - {*BASE_ROWS})
     missing: dict[tuple[int, ...], list[str]] = {}  # seeds -> the rows that they are missing of
     for row in sorted(expected):
-        missing.setdefault(tuple(seed for seed in study.seeds if seed not in study.records.get(row, {})), []).append(
-            row
-        )
+        seeds = tuple(seed for seed in study.seeds if seed not in study.records.get(row, {}))
+        missing.setdefault(seeds, []).append(row)
     missing.pop((), None)
     there = sum(len(runs) for row, runs in study.records.items() if row not in BASE_ROWS)
     told = f"{there} of {there + sum(len(seeds) * len(rows) for seeds, rows in missing.items())} runs are in."

@@ -227,7 +227,8 @@ class Run:
             targets = Truth(prepared, self.training.device)
         elif teacher is not None:
             teacher = PreparedTeacher(teacher.model, teacher.depth_scale)
-            targets = Targets(prepare_targets(prepared, batches, teacher), self.training.device)
+            weights = self.work / "teacher" / "model.safetensors"
+            targets = Targets(prepare_targets(prepared, batches, teacher, weights), self.training.device)
         trainer = TRAINERS[self.settings["states"]](
             self.model,
             self.training,

@@ -206,16 +206,15 @@ def test_prepared_batches_equal_the_collators(opened, row):
 
 
 def test_prepared_targets_are_what_the_teacher_perceives_without_marks(opened, finished):
-    from study_batches import PreparedTeacher, Targets
+    from study_batches import PreparedTeacher, Targets, prepare_targets
 
-    _, clips, batches = opened("mark")
-    teacher = PreparedTeacher(L4PModel.from_pretrained(finished / "work" / "teacher"), "metric")
+    _, _, batches = opened("mark")
+    weights = finished / "work" / "teacher" / "model.safetensors"
+    teacher = PreparedTeacher(L4PModel.from_pretrained(weights.parent), "metric")
     frames = batches.batch([4, 0, 3], unmarked=True)["unmarked_pixel_values_videos"]
     of_videos = batches.processor.video_processor
-    carried = Targets(finished / "work" / "data" / "train-targets", frames.device)(batches.clip[[4, 0, 3]])
-    assert len(Targets(finished / "work" / "data" / "train-targets", frames.device).arrays["depth"]) == len(
-        clips.frames
-    )
+    folder = finished / "work" / "data" / "train-targets"  # that the runs have made
+    carried = Targets(folder, frames.device)(batches.clip[[4, 0, 3]])
     live = teacher.perceive(frames, of_videos.image_mean, of_videos.image_std)
     found = teacher.perceive(frames, of_videos.image_mean, of_videos.image_std, targets=carried, signals=["flow"])
     assert {*live.signals} == {*SIGNALS} and {*found.signals} == {"flow"}
@@ -223,6 +222,8 @@ def test_prepared_targets_are_what_the_teacher_perceives_without_marks(opened, f
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert (live.latents[0] - live.latents[1]).abs().max() > 0.1  # another clip's would not pass
+    with pytest.raises(SystemExit, match="targets of another teacher"):
+        prepare_targets(folder, batches, teacher, finished / "work" / "models" / "base-0" / "model.safetensors")
 
 
 @pytest.mark.parametrize("row", ["p4d", "mark"])
