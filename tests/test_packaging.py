@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ["modeling_rgpt4d", "trainer", "datasets_rgpt4d", "metrics_rgpt4d", "hub_cards"]
 IMPORT_OF_DISTRIBUTION = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 # Each comes with a declared distribution that cannot work without it.
-BUNDLED = {"tokenizers": "transformers", "tqdm": "transformers", "pyarrow": "datasets", "yaml": "huggingface_hub"}
+BUNDLED = {
+    "filelock": "huggingface_hub",
+    "pyarrow": "datasets",
+    "tokenizers": "transformers",
+    "tqdm": "transformers",
+    "yaml": "huggingface_hub",
+}
 
 
 def python_files(*folders):
