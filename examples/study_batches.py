@@ -240,6 +240,8 @@ class Truth:
 class Targets:
     """What a teacher perceives in all clips, perceived once for all runs, for its forward pass would be a sixth of a step.
 
+    `trainer.TeacherCache` does so for videos of any source; it compares a hash of every window that it reads.
+
     Args:
         folder: of `prepare_targets`; mapped, so that all runs share what lies in memory.
         device: of what a call gives.

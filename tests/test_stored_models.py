@@ -72,7 +72,9 @@ def test_the_stored_models_perceive_depth_below_their_ceilings(student, clips):
     of_clip = {row["clip"]: row for row in clips.rows}
     asked = [clips.messages(of_clip[clip], with_answer=False) for clip in range(PERCEIVED_CLIPS)]
     inputs = inputs_of(processor, asked, return_unmarked=True)
-    frames = inputs.pop("unmarked_pixel_values_videos", inputs["pixel_values_videos"])  # no question may have a region
+    frames = inputs.pop(
+        "unmarked_pixel_values_videos", inputs["pixel_values_videos"]
+    )  # absent where no question has a region
     normalisation = (processor.video_processor.image_mean, processor.video_processor.image_std)
     _, seen = perceive(model, decoder, teacher, inputs, signals=["depth"])
     known = teacher.perceive(frames, *normalisation, signals=["depth"]).signals
