@@ -26,6 +26,7 @@ from study_batches import (
     prepare_targets,
     processor_with,
 )
+from study_heads import fold_narrow_convolutions
 from study_muon import muon_and_adamw
 from study_records import seed_of
 from tqdm import tqdm
@@ -147,7 +148,8 @@ class PerceivedSteps(TrainerCallback):
         if state.global_step not in self.steps:
             return
         trained_by, self.trainer.data_collator = self.trainer.data_collator, self.collator
-        _, student, targets = self.trainer.perceive([{"index": self.row}])
+        with torch.compiler.set_stance("force_eager"):
+            _, student, targets = self.trainer.perceive([{"index": self.row}])
         self.trainer.data_collator = trained_by
         self.student[state.global_step] = _painted(student)
         self.teacher = _painted(targets.signals)
@@ -179,8 +181,12 @@ class Run:
         self.settings = settings = row_settings(config, row)
         self.folder = work / "models" / f"{row}-{seed}"
         start = start_of(settings, work, seed)
+        with (start / "model.safetensors").open("rb") as weights:
+            self.start_sha256 = hashlib.file_digest(weights, "sha256").hexdigest()
         options = {name: value for name, value in settings.items() if name not in STUDY_OPTIONS}
-        options |= {"model": str(start), "output_dir": str(self.folder), "seed": seed}
+        # Compiled, a step of SFT takes 12 instead of 19 ms of an H200 and one of P4D 24 instead of 30, by profile.
+        on_gpu = torch.cuda.is_available()
+        options |= {"model": str(start), "output_dir": str(self.folder), "seed": seed, "compile_layers": on_gpu}
         if options.get("teacher"):
             options["teacher"] = str(work / "teacher")
         self.arguments, self.training = HfArgumentParser((RunArguments, P4DConfig)).parse_dict(options)
@@ -188,6 +194,8 @@ class Run:
         self.teacher = load_teacher(self.arguments, self.training)
         self.model, self.processor = load_student(self.arguments, self.training, self.teacher)
         if self.teacher is not None:
+            if on_gpu:
+                fold_narrow_convolutions(self.teacher.model.heads)  # another 5 ms of a step
             self.teacher.to(self.training.device)
 
     def batches(self, split: str) -> Batches:
@@ -373,15 +381,18 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         **made_on,
         "parameters": one.model.num_parameters(),
         "log": [] if trainer is None else list(compact_log(trainer.state.log_history)),
+        "start_sha256": one.start_sha256,
         "items_sha256": json.loads((work / "items.json").read_text())["sha256"],
     }
-    if settings["tests"]:
-        changes = {"test": settings["pixels"], "shuffled": "shuffled", "zeroed": "zeroed"}
-        record["tests"] = {name: one.test(changes[name]) for name in settings["tests"]}
-    if settings["perception_clips"]:
-        record["perception"] = one.perception(trainer, settings["perception_clips"])
-    if settings["inference"]:
-        record["inference"] = one.inference(trainer)
+    # What was compiled for training would be compiled again for every length of an answer.
+    with torch.compiler.set_stance("force_eager"):
+        if settings["tests"]:
+            changes = {"test": settings["pixels"], "shuffled": "shuffled", "zeroed": "zeroed"}
+            record["tests"] = {name: one.test(changes[name]) for name in settings["tests"]}
+        if settings["perception_clips"]:
+            record["perception"] = one.perception(trainer, settings["perception_clips"])
+        if settings["inference"]:
+            record["inference"] = one.inference(trainer)
     record["seconds"] = {
         "train": round(trained - started, 1),
         "evaluate": round(time.perf_counter() - trained, 1),
