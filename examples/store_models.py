@@ -1,8 +1,10 @@
-"""Put a student of the study and its teacher, with code and cards, where a clone finds them: `study/student`, `study/teacher`.
+"""Put models of the study, with code and cards, where a clone finds them: a student and its teacher, or the base model.
 
     python examples/store_models.py --work runs/study --row p4d --seed 0 --evaluation runs/study-student-eval
+    python examples/store_models.py --work runs/study --row base
 
-Cards are filled from the study's records; --evaluation, a folder of examples/run_eval.py for runs/study/models/p4d-0, adds
+They lie in `study/student` and `study/teacher`, or in `study/base`, which examples/study.py then starts its rows from. Cards are
+filled from the study's records; --evaluation, a folder of examples/run_eval.py for runs/study/models/p4d-0, adds
 its scores on clips in video files. The student then loads with
 `AutoModelForImageTextToText.from_pretrained("study/student", trust_remote_code=True)`, and examples/perceive.py shows what it
 perceives with --teacher study/teacher. Their code is linked to that of the project, so that it is there once.
@@ -65,39 +67,26 @@ def student_record(
     """What [`hub_cards.model_card`] takes, from records of the study and, if there is one, a result of run_eval.py."""
     settings, world = record["settings"], items["data"]
     losses = P4DConfig("unused", bf16=False, **{name: settings[name] for name in LOSS_SETTINGS if name in settings})
-    command = f"{STUDY} --rows {record['row']} --seeds {record['seed']}"
+    told = how_trained(record, before, items)
     study = {
         "benchmark": "World4D test, rendered frames",
         "dataset_id": "world4d",
         "split": "test",
         "revision": f"tiny, seed 0, {world['test_clips']:,} clips, questions {items['sha256'][:12]}",
-        "command": command,
+        "command": told["training"]["command"],
         "scores": record["tests"]["test"]["scores"],
     }
     results = [study] if evaluation is None else [evaluation, study]
-    revisions = {
-        "train": f"tiny, seed 0, {world['train_clips']:,} clips",
-        "base": f"tiny, seed 1, {world['base_clips']:,} clips with captions",
-    }
-    data = [
-        {"name": f"World4D {name}", "id": None, "revision": revisions[name], "license": "apache-2.0"}
-        for name in dict.fromkeys(one["settings"]["data"] for one in (*before, record))
-    ]
     return {
         "name": "4D-RGPT World4D",
         "summary": f"A 4D-RGPT of {record['parameters'] / 1e6:.1f} million parameters that answers questions about World4D, "
         "rendered scenes with exact 4D truth: small enough for a laptop, and trained as the study of this project tells. Its "
         f"perception decoder lies beside it in `{DECODER_FOLDER}`.",
         "repo_id": repo_id,
-        "num_frames": settings["num_frames"],
         "origins": [{"name": "the study's teacher", "role": "teacher", "license": "apache-2.0"}],
-        "data": data,
+        **told,
         "training": {
-            "command": command,
-            "steps": ", then ".join(f"{one['settings']['max_steps']:,} ({one['row']})" for one in (*before, record)),
-            "seed": record["seed"],
-            "device": record["device"],
-            "versions": record["versions"],
+            **told["training"],
             "teacher": "a small L4P trained on World4D's exact truth",
             "losses": {
                 "sft": 1.0,
@@ -111,12 +100,63 @@ def student_record(
             side: {name: MeanWithInterval.of(values).as_dict() for name, values in errors.items()}
             for side, errors in record["perception"].items()
         },
-        "overlaps": overlaps_of(data, results),
+        "overlaps": overlaps_of(told["data"], results),
         "limits": [
             "Trained on rendered scenes alone; answers about real videos mean nothing.",
             "A reply is the text of an option, or its letter; it was not trained on free-form questions.",
             seeds,
         ],
+    }
+
+
+def base_record(
+    record: dict[str, Any], before: list[dict[str, Any]], items: dict[str, Any], repo_id: str
+) -> dict[str, Any]:
+    """What [`hub_cards.model_card`] takes of the model that the study's rows start from."""
+    told = how_trained(record, before, items)
+    no_distillation = {"sft": 1.0, "latent": 0.0, "explicit": 0.0, "signals": {}}
+    return {
+        "name": "4D-RGPT World4D base",
+        "summary": f"A 4D-RGPT of {record['parameters'] / 1e6:.1f} million parameters that describes marked objects of World4D, "
+        "rendered scenes. `examples/study.py` starts every row of the study of this project from it.",
+        "repo_id": repo_id,
+        "origins": [],
+        **told,
+        "training": {
+            **told["training"],
+            "command": f"{STUDY} --from-scratch --records runs/study-again --rows base",
+            "teacher": None,
+            "losses": no_distillation,
+        },
+        "results": [],
+        "overlaps": [],
+        "limits": [
+            "Trained on captions and on questions about appearance alone: it answers no question of R4D-Bench's kind.",
+            "It is no model for real videos.",
+        ],
+    }
+
+
+def how_trained(record: dict[str, Any], before: list[dict[str, Any]], items: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a card that tell how a run of the study, and those before it, were trained."""
+    world = items["data"]
+    revisions = {
+        "train": f"tiny, seed 0, {world['train_clips']:,} clips",
+        "base": f"tiny, seed 1, {world['base_clips']:,} clips with captions",
+    }
+    return {
+        "num_frames": record["settings"]["num_frames"],
+        "data": [
+            {"name": f"World4D {name}", "id": None, "revision": revisions[name], "license": "apache-2.0"}
+            for name in dict.fromkeys(one["settings"]["data"] for one in (*before, record))
+        ],
+        "training": {
+            "command": f"{STUDY} --rows {record['row']} --seeds {record['seed']}",
+            "steps": ", then ".join(f"{one['settings']['max_steps']:,} ({one['row']})" for one in (*before, record)),
+            "seed": record["seed"],
+            "device": record["device"],
+            "versions": record["versions"],
+        },
     }
 
 
@@ -156,18 +196,33 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RECORDS, help="the study's records (default: %(default)s)")
     args = parser.parse_args()
     output, trained = args.output, args.work / "models" / f"{args.row}-{args.seed}"
-    items, of_teacher = read_study(output / "items.json"), read_study(args.work / "teacher" / "teacher_errors.json")
+    items = read_study(output / "items.json")
     record = read_study(output / "records" / f"{args.row}-{args.seed}.json")
+    before = runs_before(record, output / "records")
+
+    def fill_model(folder: Path, told: dict[str, Any]) -> None:
+        for part in (AutoModelForImageTextToText, AutoProcessor):
+            part.from_pretrained(trained, trust_remote_code=True).save_pretrained(folder)
+        write_card(model_card(told), folder)
+
+    if args.row == "base":
+        if not trained.exists():
+            raise SystemExit(f"{trained} is not there: make it with {STUDY} --rows base --work {args.work}.")
+        told = base_record(record, before, items, "study/base")
+        write_whole_folder(output / "base", lambda folder: fill_model(folder, told))
+        print(f"{output / 'base'} holds the model, its code and card.")
+        return
     if not trained.exists() or "perception" not in record:
         raise SystemExit(f"{trained} is not there or was not tested for what it perceives: choose a row that is.")
-    before, seeds = runs_before(record, output / "records"), scores_of_seeds(record, output / "records")
+    of_teacher, seeds = (
+        read_study(args.work / "teacher" / "teacher_errors.json"),
+        scores_of_seeds(record, output / "records"),
+    )
     evaluation = None if args.evaluation is None else evaluation_result(args.evaluation, trained)
 
     def fill_student(folder: Path) -> None:
-        for part in (AutoModelForImageTextToText, AutoProcessor):
-            part.from_pretrained(trained, trust_remote_code=True).save_pretrained(folder)
+        fill_model(folder, student_record(record, before, items, seeds, evaluation, "study/student"))
         PerceptionDecoder.from_pretrained(trained, subfolder=DECODER_FOLDER).save_pretrained(folder / DECODER_FOLDER)
-        write_card(model_card(student_record(record, before, items, seeds, evaluation, "study/student")), folder)
 
     def fill_teacher(folder: Path) -> None:
         L4PModel.from_pretrained(args.work / "teacher").save_pretrained(folder)

@@ -6,7 +6,8 @@
 
 Renders the clips, trains the small teacher and the base model, then trains and tests every row of the configuration, several
 side by side. A run whose record is there is not made again, so an interrupted study goes on; remove a record to make a
-run again. Records lie in the folder `study`, data and models in --work.
+run again. Records lie in the folder `study`, data and models in --work. Teacher and base model are those in `study`,
+unless the configuration asks for others or --from-scratch is given.
 """
 
 import argparse
@@ -32,10 +33,11 @@ import torch
 import yaml
 from make_small_model import build_model, build_tokenizer
 from study_batches import prepare_batches, prepare_truth
-from study_records import seed_of
+from study_records import BASE_ROWS, seed_of
 from study_report import write_study
 from study_run import STUDY_OPTIONS, batches_name, conversations, row_settings
 from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datasets_rgpt4d import answer_letter
 from datasets_rgpt4d.whole_files import write_text
@@ -51,6 +53,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["study_run"])
 EXAMPLES = Path(__file__).resolve().parent
 TOKENIZER_ROWS = 10_000
+TEACHER_DONE = "teacher_errors.json"  # what examples/train_teacher.py writes last
 CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 
 
@@ -73,16 +76,19 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         # Another seed: scenes that no other split has.
         "base": (world(train_clips=data["base_clips"], seed=1), "train", base_questions),
     }
-    has_initial = (work / "initial").exists()
-    if has_initial and all(one["data"] != "base" for one in all_settings):
+    has_initial, base = (work / "initial").exists(), work / "models" / "base-0"
+    if (has_initial or base.exists()) and all(one["data"] != "base" for one in all_settings):
         del worlds["base"]  # the base model is made, and nothing else needs its clips
     clips = {
         name: World4DFrames(save_frames(folder / name, one, split, data["num_frames"], ask, pool, progress=True))
         for name, (one, split, ask) in worlds.items()
     }
     write_text(work / "items.json", test_items(config, clips["test"], pool))
-    if not has_initial:
-        make_initial_model(config, work, [text for name in ("train", "base") for text in spoken(clips[name])])
+    if not has_initial and base.exists():
+        make_initial_model(config, work, AutoTokenizer.from_pretrained(base))
+    elif not has_initial:
+        texts = [text for name in ("train", "base") for text in spoken(clips[name])]
+        make_initial_model(config, work, build_tokenizer(texts, config["model"]["vocab_size"]))
 
     # Most rows share their batches with others, and what other rows start from is not tested.
     batches = {
@@ -107,15 +113,48 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         prepare_truth(folder / f"{split}-truth", folder / split, data["num_frames"], size, size // patch, dtype, pool)
 
 
-def make_initial_model(config: dict[str, Any], work: Path, texts: list[str]) -> None:
+def make_initial_model(config: dict[str, Any], work: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     sizes = {name: config["model"][name] for name in ("image_size", "patch_size", "width", "layers")}
     torch.manual_seed(0)
-    model, processor = build_model(build_tokenizer(texts, config["model"]["vocab_size"]), **sizes, time_cue="none")
+    model, processor = build_model(tokenizer, **sizes, time_cue="none")
     unfinished = work / ".initial.part"
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     unfinished.replace(work / "initial")
+
+
+def is_stored(config: dict[str, Any]) -> bool:
+    """Whether teacher and base model of the repository are those that this configuration would make."""
+    own = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    return all(config[part] == own[part] for part in ("data", "model", "teacher")) and all(
+        row in config["rows"] and row_settings(config, row) == row_settings(own, row) for row in BASE_ROWS
+    )
+
+
+def take_stored(work: Path, records: Path) -> None:
+    """Put the base model and the teacher of the repository, with their records, where runs look for them: each unless `work` has
+    one, or `records` tell of another.
+    """
+    for folder in (work / "models", work / "records", records):
+        folder.mkdir(parents=True, exist_ok=True)
+    for job, stored, target, rows in (
+        (Job("base", 0), RECORDS / "base", work / "models" / "base-0", BASE_ROWS),
+        (Job("teacher", 0), RECORDS / "teacher", work / "teacher", ("teacher",)),
+    ):
+        names = [f"{Job(row, 0).name}.json" for row in rows]
+        told = {name: (RECORDS / "records" / name).read_text(encoding="utf-8") for name in names}
+        known = [name for name in names if (records / name).exists()]
+        if target.exists() or any((records / name).read_text(encoding="utf-8") != told[name] for name in known):
+            continue
+        unfinished = target.with_name(f".{target.name}.part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(stored, unfinished)
+        for name, text in told.items():
+            write_text(records / name, text)
+        made = unfinished / TEACHER_DONE if job.row == "teacher" else job.made(work)
+        write_text(made, told[f"{job.name}.json"])
+        unfinished.replace(target)
 
 
 def spoken(clips: World4DFrames) -> list[str]:
@@ -171,11 +210,7 @@ class Job:
 
     def made(self, work: Path) -> Path:
         """The file that it writes last."""
-        return (
-            work / "teacher" / "teacher_errors.json"
-            if self.row == "teacher"
-            else work / "records" / f"{self.name}.json"
-        )
+        return work / "teacher" / TEACHER_DONE if self.row == "teacher" else work / "records" / f"{self.name}.json"
 
 
 def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str], seeds: list[int]) -> list[Job]:
@@ -218,6 +253,24 @@ def check_record(config: dict[str, Any], file: Path) -> None:
         raise SystemExit(f"{file} was made with other settings of {changed}: remove it, or give another --records.")
 
 
+def check_starts(config: dict[str, Any], work: Path, records: Path, jobs: list[Job]) -> None:
+    """Runs of a seed are compared with each other, so they must go on from the same base model."""
+    seeds = {job.seed for job in jobs if job.row != "teacher" and row_settings(config, job.row)["start"] == "base"}
+    weights = work / "models" / "base-0" / "model.safetensors"
+    base = "to be trained"
+    if weights.exists():
+        with weights.open("rb") as file:
+            base = hashlib.file_digest(file, "sha256").hexdigest()
+    for file in sorted(records.glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        is_other = record.get("seed") in seeds and record["settings"]["start"] == "base"
+        if is_other and record.get("start_sha256") != base:
+            raise SystemExit(
+                f"{file} went on from another base model than {weights.parent}, so a run of seed {record['seed']} could not be "
+                "compared with it: give a --records folder of your own, or remove what is recorded of this seed."
+            )
+
+
 def visible_gpus() -> list[str | None]:
     """The GPUs that this process was given, by the names that `CUDA_VISIBLE_DEVICES` has for them; [None]: none, the CPU."""
     count = torch.cuda.device_count()
@@ -249,6 +302,7 @@ def do(job: Job, config: dict[str, Any], work: Path, log: Path) -> float:
             traceback.print_exc()
             raise
         finally:
+            torch.compiler.reset()  # of the compilations of a layer only so many are kept, and the next run's differ
             gc.collect()
             torch.cuda.empty_cache()
     return time.perf_counter() - started
@@ -304,6 +358,11 @@ def main() -> None:
     parser.add_argument(
         "--num-proc", type=int, default=os.cpu_count(), help="processes that render (default: %(default)s)"
     )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train teacher and base model, too, where --work has none, instead of taking those in the folder study",
+    )
     parser.add_argument("--document", action="store_true", help="only write the document from the records")
     args = parser.parse_args()
     config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
@@ -311,7 +370,10 @@ def main() -> None:
     if not args.document:
         rows, seeds = args.rows or list(config["rows"]), args.seeds or config["seeds"]
         records = args.records / "records"
+        if not args.from_scratch and is_stored(config):
+            take_stored(work, records)
         jobs = jobs_to_do(config, work, records, rows, seeds)
+        check_starts(config, work, records, jobs)
         if jobs:
             with ProcessPoolExecutor(args.num_proc, PROCESSES) as pool:
                 prepare(config, work, sorted({job.row for job in jobs} - {"teacher"}), pool)

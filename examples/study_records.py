@@ -170,6 +170,7 @@ class Study:
             self._check(record, path)
             self.records.setdefault(record["row"], {})[record["seed"]] = record
         self.records = {row: dict(sorted(runs.items())) for row, runs in self.records.items()}
+        self._check_starts()
         self._samples: dict[tuple[str, str, str], Sample | None] = {}
         self._draws: dict[int, Resamples] = {}
 
@@ -186,6 +187,18 @@ class Study:
             if told is not None and abs(counted - told) > 0.01:
                 raise SystemExit(
                     f"{path}: of test {name} {counted:.2f} % of the letters are right, its score is {told:.2f} %."
+                )
+
+    def _check_starts(self) -> None:
+        """Runs of a seed are compared with each other, so they must go on from the same weights."""
+        first: dict[tuple[str, int], dict[str, Any]] = {}
+        for record in (run for runs in self.records.values() for run in runs.values()):
+            start, seed = record["settings"].get("start"), record["seed"]
+            other = first.setdefault((start, seed), record)
+            if other.get("start_sha256") != record.get("start_sha256"):
+                raise SystemExit(
+                    f"{other['row']}-{seed} and {record['row']}-{seed} went on from different models {start!r}, so they "
+                    "cannot be compared: remove the records of those that went on from the older one, and run them again."
                 )
 
     def _right(self, letters: str) -> np.ndarray:

@@ -16,7 +16,8 @@ from modeling_rgpt4d.video_decoding import uniform_indices
 from trainer import L4PTeacher, perceive, signal_errors
 from trainer.p4d_trainer import DECODER_FOLDER
 
-STUDENT, TEACHER = (Path(__file__).resolve().parents[1] / "study" / name for name in ("student", "teacher"))
+STUDY = Path(__file__).resolve().parents[1] / "study"
+STUDENT, TEACHER, BASE = (STUDY / name for name in ("student", "teacher", "base"))
 CLIPS, PERCEIVED_CLIPS, QUESTIONS_AT_ONCE = 70, 32, 64
 # On these clips they reach 50.0, 100.0, 0.058 and 0.052 on a CPU; other rounding may change a few of the replies.
 LEAST_R4D, LEAST_TIMEBENCH = 48.0, 95.0  # percent; a guess gets 22 and 20
@@ -93,7 +94,8 @@ def test_the_stored_models_perceive_depth_below_their_ceilings(student, clips):
 
 LOAD = """
 from transformers import AutoModelForImageTextToText, AutoModel, AutoProcessor
-student, teacher = sys.argv[1:]
+student, teacher, base = sys.argv[1:]
+AutoModelForImageTextToText.from_pretrained(base, trust_remote_code=True)
 model = AutoModelForImageTextToText.from_pretrained(student, trust_remote_code=True)
 AutoProcessor.from_pretrained(student, trust_remote_code=True)
 AutoModel.from_pretrained(teacher, trust_remote_code=True)
@@ -102,9 +104,9 @@ print(type(model).__name__)
 
 
 def test_the_stored_models_load_where_the_project_is_not(run_as_stranger):
-    assert run_as_stranger(LOAD, STUDENT, TEACHER).strip().endswith("RGPT4DForConditionalGeneration")
+    assert run_as_stranger(LOAD, STUDENT, TEACHER, BASE).strip().endswith("RGPT4DForConditionalGeneration")
 
 
-@pytest.mark.parametrize("file", [STUDENT / "model.safetensors", TEACHER / "model.safetensors"])
+@pytest.mark.parametrize("file", [folder / "model.safetensors" for folder in (STUDENT, TEACHER, BASE)])
 def test_stored_weights_are_small(file):
     assert file.stat().st_size <= 25_000_000

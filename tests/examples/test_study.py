@@ -1,5 +1,6 @@
 """The study from the clips to the document, with a model and a teacher that are trained for two steps."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -304,6 +305,75 @@ def test_runs_stay_on_the_gpus_that_the_study_was_given(monkeypatch, named, gpus
     assert command.visible_gpus() == [None]
 
 
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A folder `study` of a repository, with a base model and a teacher, and examples/study.py that takes it for its own."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import study as command
+
+    for name in ("base", "teacher", "records"):
+        (tmp_path / "study" / name).mkdir(parents=True)
+    for name in ("base", "teacher"):
+        (tmp_path / "study" / name / "model.safetensors").write_text(f"weights of {name}")
+    for name in ("pairs-0", "base-0", "teacher"):
+        (tmp_path / "study" / "records" / f"{name}.json").write_text(f"record of {name}")
+    monkeypatch.setattr(command, "RECORDS", tmp_path / "study")
+    return command
+
+
+def test_stored_teacher_and_base_model_are_taken_with_their_records(stored, tmp_path):
+    work, records = tmp_path / "work", tmp_path / "mine" / "records"
+    stored.take_stored(work, records)
+    assert (work / "models" / "base-0" / "model.safetensors").read_text() == "weights of base"
+    assert (work / "teacher" / "model.safetensors").read_text() == "weights of teacher"
+    assert {file.stem for file in records.iterdir()} == {"pairs-0", "base-0", "teacher"}
+    jobs = stored.jobs_to_do(CONFIG, work, records, ["p4d"], [1])
+    assert [job.name for job in jobs] == ["p4d-1"]  # what it needs is there
+
+
+def test_a_study_with_a_base_model_of_its_own_keeps_it(stored, tmp_path):
+    work, records = tmp_path / "work", tmp_path / "mine" / "records"
+    (work / "teacher").mkdir(parents=True)  # in training
+    records.mkdir(parents=True)
+    (records / "base-0.json").write_text("another record")
+    stored.take_stored(work, records)
+    assert (records / "base-0.json").read_text() == "another record"
+    assert not (work / "models" / "base-0").exists() and not [*(work / "teacher").iterdir()]
+
+
+def test_runs_are_not_mixed_with_those_of_another_base_model(stored, tmp_path):
+    work, records = tmp_path / "work", tmp_path / "mine" / "records"
+    stored.take_stored(work, records)
+    jobs = [stored.Job("p4d", 0), stored.Job("teacher", 0)]
+    for name in ("pairs-0", "base-0", "teacher"):
+        (records / f"{name}.json").write_text(json.dumps({"settings": {"start": "initial"}}))
+    stored.check_starts(CONFIG, work, records, jobs)
+    digest = hashlib.sha256(b"weights of base").hexdigest()
+    for seed, known in ((0, digest), (1, "of another")):
+        record = {"seed": seed, "settings": {"start": "base"}, "start_sha256": known}
+        (records / f"sft-{seed}.json").write_text(json.dumps(record))
+    stored.check_starts(CONFIG, work, records, jobs)
+    with pytest.raises(SystemExit, match=r"sft-1\.json went on from another base model"):
+        stored.check_starts(CONFIG, work, records, [stored.Job("p4d", 1)])
+    shutil.rmtree(work / "models" / "base-0")  # so it would be trained anew
+    with pytest.raises(SystemExit, match=r"sft-0\.json went on from another base model"):
+        stored.check_starts(CONFIG, work, records, jobs)
+
+
+def test_stored_models_serve_the_configuration_that_made_them(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import study as command
+
+    assert command.is_stored(CONFIG)
+    assert (
+        command.is_stored({**CONFIG, "seeds": [7], "training": {**CONFIG["training"], "decoder_kind": "linear"}})
+        is False
+    )
+    other_rows = {**CONFIG["rows"], "p4d": {"max_steps": 1}, "another": {}}
+    assert command.is_stored({**CONFIG, "rows": other_rows})
+    assert not command.is_stored({**CONFIG, "teacher": {**CONFIG["teacher"], "steps": 1}})
+
+
 def test_student_and_teacher_are_stored_with_code_and_cards(finished, run_as_stranger):
     command = [sys.executable, str(EXAMPLES / "store_models.py"), "--work", str(finished / "work")]
     subprocess.run([*command, "--output", str(finished / "study")], check=True, capture_output=True)
@@ -322,3 +392,18 @@ def test_student_and_teacher_are_stored_with_code_and_cards(finished, run_as_str
     )
     assert "L4PModel" in str(said)
     assert (student / "perception_decoder" / "model.safetensors").exists()
+
+
+def test_the_base_model_is_stored_byte_by_byte(finished):
+    output = finished / "study"
+    command = [sys.executable, str(EXAMPLES / "store_models.py"), "--work", str(finished / "work"), "--row", "base"]
+    subprocess.run([*command, "--output", str(output)], check=True, capture_output=True)
+    weights = (output / "base" / "model.safetensors").read_bytes()
+    assert weights == (finished / "work" / "models" / "base-0" / "model.safetensors").read_bytes()
+    # A record tells by it which model a run went on from.
+    assert (
+        json.loads((output / "records" / "p4d-0.json").read_text())["start_sha256"]
+        == hashlib.sha256(weights).hexdigest()
+    )
+    card = (output / "base" / "README.md").read_text()
+    assert "none: supervised fine-tuning alone" in card and "None were measured." in card

@@ -523,6 +523,18 @@ def test_record_that_does_not_fit_is_refused(tmp_path, change, message):
         Study(tmp_path)
 
 
+def test_runs_of_a_seed_that_went_on_from_different_models_are_refused(tmp_path):
+    folder = tmp_path / "study"
+    items = write_items(folder, 4)
+    letters = {"test": replies(items, 0.5, 0)}
+    for row, seed, start in (("sft", 0, "old"), ("sft", 1, "new"), ("p4d", 1, "new")):
+        write_record(folder, items, row, seed, letters, settings={**SETTINGS, "start": "base"}, start_sha256=start)
+    assert [*Study(folder).records["sft"]] == [0, 1]  # other seeds may
+    write_record(folder, items, "p4d", 0, letters, settings={**SETTINGS, "start": "base"}, start_sha256="new")
+    with pytest.raises(SystemExit, match="p4d-0 and sft-0 went on from different models 'base'"):
+        Study(folder)
+
+
 def test_command_writes_the_document(folder, tmp_path, monkeypatch):
     arguments = ["--document", "--records", str(folder), "--output", str(tmp_path / "STUDY.md")]
     monkeypatch.setattr(sys, "argv", ["study.py", *arguments])

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/configuration_rgpt4d.py

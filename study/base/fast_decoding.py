@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/fast_decoding.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/geometry_fusion.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/image_processing_rgpt4d.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/modeling_rgpt4d.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/processing_rgpt4d.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/time_marks.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/timestamp_encoding.py

@@ -1,0 +1,1 @@
+../../modeling_rgpt4d/video_processing_rgpt4d.py
