@@ -8,7 +8,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,13 @@ def _painted(signals: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 class Run:
-    """A row with a seed: its model, trained or only loaded, with all that tests need."""
+    """A row with a seed: its model, trained or only loaded, with all that tests need.
 
-    def __init__(self, config: dict[str, Any], work: Path, row: str, seed: int):
+    Args: `compiled`, by default on a GPU: compile the layers, and fold the teacher's narrow convolutions. A step of SFT then
+        takes 12 instead of 19 ms of an H200, and one of P4D 19 instead of 30 (`benchmarks/study_step.py`).
+    """
+
+    def __init__(self, config: dict[str, Any], work: Path, row: str, seed: int, compiled: bool | None = None):
         self.config, self.work, self.row, self.seed = config, work, row, seed
         self.settings = settings = row_settings(config, row)
         self.folder = work / "models" / f"{row}-{seed}"
@@ -184,9 +188,8 @@ class Run:
         with (start / "model.safetensors").open("rb") as weights:
             self.start_sha256 = hashlib.file_digest(weights, "sha256").hexdigest()
         options = {name: value for name, value in settings.items() if name not in STUDY_OPTIONS}
-        # Compiled, a step of SFT takes 12 instead of 19 ms of an H200 and one of P4D 24 instead of 30, by profile.
-        on_gpu = torch.cuda.is_available()
-        options |= {"model": str(start), "output_dir": str(self.folder), "seed": seed, "compile_layers": on_gpu}
+        compiled = torch.cuda.is_available() if compiled is None else compiled
+        options |= {"model": str(start), "output_dir": str(self.folder), "seed": seed, "compile_layers": compiled}
         if options.get("teacher"):
             options["teacher"] = str(work / "teacher")
         self.arguments, self.training = HfArgumentParser((RunArguments, P4DConfig)).parse_dict(options)
@@ -194,8 +197,8 @@ class Run:
         self.teacher = load_teacher(self.arguments, self.training)
         self.model, self.processor = load_student(self.arguments, self.training, self.teacher)
         if self.teacher is not None:
-            if on_gpu:
-                fold_narrow_convolutions(self.teacher.model.heads)  # another 5 ms of a step
+            if compiled:
+                fold_narrow_convolutions(self.teacher.model.heads)
             self.teacher.to(self.training.device)
 
     def batches(self, split: str) -> Batches:
@@ -226,7 +229,7 @@ class Run:
         # Trainer calls what the first returns with the model and the second
         return lambda: muon_and_adamw, {"lr": self.training.learning_rate, "weight_decay": self.training.weight_decay}
 
-    def train(self) -> P4DTrainer:
+    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> P4DTrainer:
         batches = self.batches(self.settings["data"])
         teacher, targets = self.teacher, None
         prepared = self.work / "data" / f"{self.settings['data']}-{'truth' if self.arguments.truth else 'targets'}"
@@ -244,6 +247,7 @@ class Run:
             train_dataset=self.examples(len(batches.clip)),
             processing_class=self.processor,
             optimizer_cls_and_kwargs=self.optimizer(),
+            callbacks=list(callbacks),
             data_collator=BatchCollator(
                 batches,
                 self.arguments.num_frames,

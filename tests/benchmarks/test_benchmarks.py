@@ -18,7 +18,7 @@ def run(script: str, *arguments) -> str:
 
 
 # parity_probe.py is run by parity.py, and by interpreters without this project
-@pytest.mark.parametrize("script", ["conversion.py", "inference.py", "parity.py", "video_reading.py"])
+@pytest.mark.parametrize("script", ["conversion.py", "inference.py", "parity.py", "study_step.py", "video_reading.py"])
 def test_help_says_what_is_measured(script, help_of):
     assert "python benchmarks/" in help_of(ROOT / "benchmarks" / script)
 
@@ -31,6 +31,13 @@ def test_inference_measures_every_model_and_mode(tmp_path):
     assert models["ours"]["with P4D's decoder"]["logits_equal"] and models["ours"]["with P4D's decoder"]["names_equal"]
     for name in ("llava_onevision", "qwen2_5_vl"):
         assert models[name]["default, batch 2"]["answer_ms"]["median"] > 0
+
+
+def test_a_step_of_the_study_is_measured_with_and_without_compilation(tmp_path):
+    sizes = ["--clips", 4, "--batch", 2, "--warm-up", 1, "--steps", 1]
+    run("study_step.py", "--rows", "sft", "--plain", *sizes, "--output", tmp_path / "record.json")
+    rows = json.loads((tmp_path / "record.json").read_text())["rows"]
+    assert rows["sft"]["step_ms"]["median"] > 0 and rows["sft, plain"]["step_ms"]["median"] > 0
 
 
 def test_conversion_is_measured(tmp_path):
