@@ -214,10 +214,8 @@ def main() -> None:
         return
     if not trained.exists() or "perception" not in record:
         raise SystemExit(f"{trained} is not there or was not tested for what it perceives: choose a row that is.")
-    of_teacher, seeds = (
-        read_study(args.work / "teacher" / "teacher_errors.json"),
-        scores_of_seeds(record, output / "records"),
-    )
+    of_teacher = read_study(args.work / "teacher" / "teacher_errors.json")
+    seeds = scores_of_seeds(record, output / "records")
     evaluation = None if args.evaluation is None else evaluation_result(args.evaluation, trained)
 
     def fill_student(folder: Path) -> None:

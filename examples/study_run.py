@@ -177,7 +177,7 @@ class Run:
     """A row with a seed: its model, trained or only loaded, with all that tests need.
 
     Args: `compiled`, by default on a GPU: compile the layers, and fold the teacher's narrow convolutions. A step of SFT then
-        takes 12 instead of 19 ms of an H200, and one of P4D 19 instead of 30 (`benchmarks/study_step.py`).
+        takes 12 instead of 19 ms of an H200's kernels, and one of P4D about 19 instead of 30 (benchmarks/study_step.py).
     """
 
     def __init__(self, config: dict[str, Any], work: Path, row: str, seed: int, compiled: bool | None = None):
