@@ -25,6 +25,8 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
+from datasets_rgpt4d.whole_files import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # scripts of that folder import each other by their bare names
 
@@ -36,10 +38,13 @@ COPIES = "Memcpy HtoD", "Memcpy DtoH"
 
 
 class Steps(TrainerCallback):
-    """Times steps after a warm-up, then profiles as many; stops the training."""
+    """Times steps after a warm-up, then profiles as many, the last of the training."""
 
     def __init__(self, warm_up: int, count: int):
         self.warm_up, self.count, self.milliseconds, self.profile = warm_up, count, [], None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.before = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available():
@@ -50,10 +55,8 @@ class Steps(TrainerCallback):
         if done == self.count and torch.cuda.is_available():
             self.profile = profile(activities=[ProfilerActivity.CUDA])
             self.profile.start()
-        elif done == 2 * self.count:
-            if self.profile is not None:
-                self.profile.stop()
-            control.should_training_stop = True
+        elif done == 2 * self.count and self.profile is not None:
+            self.profile.stop()
         self.before = time.perf_counter()
 
     def told(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of the result, JSON")
     args = parser.parse_args()
     config = yaml.safe_load(study.CONFIG.read_text(encoding="utf-8"))
-    config["training"] |= {"max_steps": args.warm_up + 2 * args.steps + 1, "bf16": torch.cuda.is_available()}
+    config["training"] |= {"max_steps": args.warm_up + 2 * args.steps, "bf16": torch.cuda.is_available()}
     if args.batch:
         config["training"]["per_device_train_batch_size"] = args.batch
     for row in config["rows"].values():
@@ -116,7 +119,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     args.output.parent.mkdir(parents=True, exist_ok=True)
     content = {"device": device, "torch": torch.__version__, "rows": found}
-    args.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(args.output, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

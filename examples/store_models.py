@@ -19,6 +19,7 @@ from typing import Any
 
 from publish import evaluation_result, overlaps_of, read_record
 from study_run import start_of
+from train_teacher import RECORD as TEACHER_RECORD
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hub_cards import model_card, teacher_card, write_card
@@ -214,7 +215,7 @@ def main() -> None:
         return
     if not trained.exists() or "perception" not in record:
         raise SystemExit(f"{trained} is not there or was not tested for what it perceives: choose a row that is.")
-    of_teacher = read_study(args.work / "teacher" / "teacher_errors.json")
+    of_teacher = read_study(args.work / "teacher" / TEACHER_RECORD)
     seeds = scores_of_seeds(record, output / "records")
     evaluation = None if args.evaluation is None else evaluation_result(args.evaluation, trained)
 

@@ -32,11 +32,12 @@ import study_run
 import torch
 import yaml
 from make_small_model import build_model, build_tokenizer
-from study_batches import prepare_batches, prepare_truth
+from study_batches import file_sha256, prepare_batches, prepare_truth
 from study_records import BASE_ROWS, seed_of
 from study_report import write_study
 from study_run import STUDY_OPTIONS, batches_name, conversations, row_settings
 from tqdm import tqdm
+from train_teacher import RECORD as TEACHER_RECORD
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datasets_rgpt4d import answer_letter
@@ -53,7 +54,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["study_run"])
 EXAMPLES = Path(__file__).resolve().parent
 TOKENIZER_ROWS = 10_000
-TEACHER_DONE = "teacher_errors.json"  # what examples/train_teacher.py writes last
 CONFIG, RECORDS = EXAMPLES / "study.yaml", EXAMPLES.parent / "study"
 
 
@@ -84,11 +84,13 @@ def prepare(config: dict[str, Any], work: Path, rows: list[str], pool: Executor)
         for name, (one, split, ask) in worlds.items()
     }
     write_text(work / "items.json", test_items(config, clips["test"], pool))
-    if not has_initial and base.exists():
-        make_initial_model(config, work, AutoTokenizer.from_pretrained(base))
-    elif not has_initial:
-        texts = [text for name in ("train", "base") for text in spoken(clips[name])]
-        make_initial_model(config, work, build_tokenizer(texts, config["model"]["vocab_size"]))
+    if not has_initial:
+        if base.exists():
+            tokenizer = AutoTokenizer.from_pretrained(base)
+        else:
+            texts = [text for name in ("train", "base") for text in spoken(clips[name])]
+            tokenizer = build_tokenizer(texts, config["model"]["vocab_size"])
+        make_initial_model(config, work, tokenizer)
 
     # Most rows share their batches with others, and what other rows start from is not tested.
     batches = {
@@ -152,7 +154,7 @@ def take_stored(work: Path, records: Path) -> None:
         shutil.copytree(stored, unfinished)
         for name, text in told.items():
             write_text(records / name, text)
-        made = unfinished / TEACHER_DONE if job.row == "teacher" else job.made(work)
+        made = unfinished / TEACHER_RECORD if job.row == "teacher" else job.made(work)
         write_text(made, told[f"{job.name}.json"])
         unfinished.replace(target)
 
@@ -210,7 +212,7 @@ class Job:
 
     def made(self, work: Path) -> Path:
         """The file that it writes last."""
-        return work / "teacher" / TEACHER_DONE if self.row == "teacher" else work / "records" / f"{self.name}.json"
+        return work / "teacher" / TEACHER_RECORD if self.row == "teacher" else work / "records" / f"{self.name}.json"
 
 
 def jobs_to_do(config: dict[str, Any], work: Path, records: Path, rows: list[str], seeds: list[int]) -> list[Job]:
@@ -257,10 +259,7 @@ def check_starts(config: dict[str, Any], work: Path, records: Path, jobs: list[J
     """Runs of a seed are compared with each other, so they must go on from the same base model."""
     seeds = {job.seed for job in jobs if job.row != "teacher" and row_settings(config, job.row)["start"] == "base"}
     weights = work / "models" / "base-0" / "model.safetensors"
-    base = "to be trained"
-    if weights.exists():
-        with weights.open("rb") as file:
-            base = hashlib.file_digest(file, "sha256").hexdigest()
+    base = file_sha256(weights) if weights.exists() else "to be trained"
     for file in sorted(records.glob("*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         is_other = record.get("seed") in seeds and record["settings"]["start"] == "base"

@@ -34,6 +34,11 @@ QUESTION_OPENS = "<|im_start|>user\n"  # in the chat template
 SHARED, LEFT_OUT = 0, -1  # turns of tokens
 
 
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def processor_with(folder: str | Path, time_cue: str):
     """The processor of a model's folder with a time cue; TPE is no matter of the processor."""
     return AutoProcessor.from_pretrained(
@@ -275,8 +280,7 @@ def prepare_targets(folder: Path, batches: "Batches", teacher: L4PTeacher, weigh
     """
     folder.mkdir(parents=True, exist_ok=True)
     count, of_videos = len(batches.unmarked), batches.processor.video_processor
-    with weights.open("rb") as file:
-        made_of = {"clips": count, "teacher": hashlib.file_digest(file, "sha256").hexdigest()}
+    made_of = {"clips": count, "teacher": file_sha256(weights)}
     with FileLock(folder / "lock"):  # other runs wait
         if (folder / "targets.json").exists():
             if json.loads((folder / "targets.json").read_text()) != made_of:

@@ -468,9 +468,11 @@ class P4DTrainer(SFTTrainer):
         core.eval()
         inputs = self._prepare_inputs(self.data_collator(rows))
         labels = inputs.pop("labels")
-        _, _, targets = self._ask_teacher(core, inputs, self.teacher.signals)
-        with self.accelerator.autocast():
-            _, signals = perceive(core, self.perception_decoder, self.teacher, inputs)
+        # Layers that were compiled for training would be compiled again for this batch.
+        with torch.compiler.set_stance("force_eager"):
+            _, _, targets = self._ask_teacher(core, inputs, self.teacher.signals)
+            with self.accelerator.autocast():
+                _, signals = perceive(core, self.perception_decoder, self.teacher, inputs)
         core.train(was_training)
         return {**inputs, "labels": labels}, signals, targets
 

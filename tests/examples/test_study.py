@@ -365,10 +365,7 @@ def test_stored_models_serve_the_configuration_that_made_them(monkeypatch):
     import study as command
 
     assert command.is_stored(CONFIG)
-    assert (
-        command.is_stored({**CONFIG, "seeds": [7], "training": {**CONFIG["training"], "decoder_kind": "linear"}})
-        is False
-    )
+    assert not command.is_stored({**CONFIG, "training": {**CONFIG["training"], "decoder_kind": "linear"}})
     other_rows = {**CONFIG["rows"], "p4d": {"max_steps": 1}, "another": {}}
     assert command.is_stored({**CONFIG, "rows": other_rows})
     assert not command.is_stored({**CONFIG, "teacher": {**CONFIG["teacher"], "steps": 1}})
@@ -400,10 +397,7 @@ def test_the_base_model_is_stored_byte_by_byte(finished):
     subprocess.run([*command, "--output", str(output)], check=True, capture_output=True)
     weights = (output / "base" / "model.safetensors").read_bytes()
     assert weights == (finished / "work" / "models" / "base-0" / "model.safetensors").read_bytes()
-    # A record tells by it which model a run went on from.
-    assert (
-        json.loads((output / "records" / "p4d-0.json").read_text())["start_sha256"]
-        == hashlib.sha256(weights).hexdigest()
-    )
+    record = json.loads((output / "records" / "p4d-0.json").read_text())
+    assert record["start_sha256"] == hashlib.sha256(weights).hexdigest()  # tells which model the run went on from
     card = (output / "base" / "README.md").read_text()
     assert "none: supervised fine-tuning alone" in card and "None were measured." in card
