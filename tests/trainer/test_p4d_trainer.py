@@ -410,6 +410,10 @@ def test_compiled_layers_train_as_plain_ones(make_trainer, l4p, monkeypatch):
     fast.train()
     for name, value in weights(plain).items():
         torch.testing.assert_close(weights(fast)[name], value, rtol=1e-5, atol=1e-6)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    fast.perceive([fast.train_dataset[0]])  # a batch of another size, without gradients
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_packed_rows_train_as_padded_ones(make_trainer, teacher, processor):
