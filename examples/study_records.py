@@ -14,6 +14,12 @@ from study_statistics import Resamples, Sample
 from datasets_rgpt4d.world4d_questions import R4D_TASKS
 from metrics_rgpt4d.r4d_bench.r4d_bench import CATEGORIES, DYNAMIC, STATIC
 
+
+def stays(clip: dict[str, Any]) -> bool:
+    """The camera of this clip, one of `items.json`, neither moves nor turns, and no object leaves its place."""
+    return not (clip["camera_turn_deg"] or clip["camera_path_m"]) and {*clip["motions"]} <= {"still", "spin"}
+
+
 # Groups of test clips that are told apart by what makes a clip hard: a column's name -> of which clips.
 DIFFICULTY = {
     "hidden < 5 %": lambda clip: clip["occluded"] < 0.05,
@@ -23,6 +29,11 @@ DIFFICULTY = {
     "1 or 2 objects": lambda clip: clip["objects"] <= 2,
     "3 or 4 objects": lambda clip: 3 <= clip["objects"] <= 4,
     "5 or 6 objects": lambda clip: clip["objects"] >= 5,
+}
+# Groups of test clips of which TimeBench is asked apart: how far things get between frames tells of the time between them.
+MOVEMENT = {
+    "TimeBench, something moves": lambda clip: not stays(clip),
+    "TimeBench, all stays in place": stays,
 }
 BASE_ROWS = ("pairs", "base")  # made once, with seed 0: what the other rows start from
 # Row -> what the document calls it, and what it is.
@@ -300,8 +311,9 @@ def _columns(items: list[dict[str, Any]], clips: list[dict[str, Any]]) -> dict[s
     static, dynamic = (np.isin(tasks, list(part.values())) for part in (STATIC, DYNAMIC))
     masks = {"Avg": np.isin(tasks, R4D_TASKS), "Sta": static, "Dyn": dynamic, "TimeBench": tasks == "TimeBench"}
     masks |= {column: tasks == task for column, task in CATEGORIES.items()}
-    for column, is_in in DIFFICULTY.items():
-        masks[column] = masks["Avg"] & np.array([is_in(clips[item["clip"]]) for item in items])
+    for asked, groups in (("Avg", DIFFICULTY), ("TimeBench", MOVEMENT)):
+        for column, is_in in groups.items():
+            masks[column] = masks[asked] & np.array([is_in(clips[item["clip"]]) for item in items])
     return {
         name: Column(mask, int(mask.sum()), 100 * float(guess[mask].mean()))
         for name, mask in masks.items()

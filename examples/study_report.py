@@ -15,7 +15,7 @@ import numpy as np
 from evaluation_report import table
 from study_claims import Claim, accuracy, all_claims, percent, points, points_between
 from study_figures import SIGNALS, curve, draw_curves, draw_label_efficiency, draw_pictures
-from study_records import BASE_ROWS, DIFFICULTY, PAPER_SCORES, PAPER_TIMEBENCH, ROWS, Study
+from study_records import BASE_ROWS, DIFFICULTY, MOVEMENT, PAPER_SCORES, PAPER_TIMEBENCH, ROWS, Study
 from study_statistics import FAILS, HOLDS, LEVEL, NOT_RUN, PERMUTATIONS, RESAMPLES, UNDECIDED, mean
 
 from datasets_rgpt4d.whole_files import write_text
@@ -321,7 +321,22 @@ def _information(study: Study) -> list[str]:
         if undecided:
             told.append(f"no gain from more frames is shown in: {_listed(undecided)}")
         parts.append("What " + "; ".join(told) + ".")
-    return parts
+    return [*parts, *_time_in_movement(study)]
+
+
+def _time_in_movement(study: Study) -> list[str]:
+    """TimeBench without a time cue where something moves, and where nothing does."""
+    groups = [column for column in MOVEMENT if column in study.columns]
+    rows = [row for row in ("sft_no_cue", "no_cue") if study.sample(row)]
+    if not rows or len(groups) < len(MOVEMENT):
+        return []
+    text = (
+        "How far things get from one frame to the next grows with the time between them. Right answers to TimeBench, in percent, of "
+        "models that are told nothing of the time, where something moves in the picture and where all stays in its place (though it may turn there):"
+    )
+    lines = [[study.title(row), *(percent(accuracy(study, row, column)) for column in groups)] for row in rows]
+    counts = [f"{study.columns[column].n:,}" for column in groups]
+    return [text, table(["", *(name.split(", ")[1] for name in groups)], [*lines, ["n", *counts]])]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -410,6 +425,9 @@ def _perception(study: Study, folder: Path, figures: Path, picture: Callable[[Pa
     if (folder / "pictures.npz").exists():
         with np.load(folder / "pictures.npz", allow_pickle=False) as pictures:
             paths = draw_pictures(figures, pictures)
+        seed = study.seeds[0]
+        absent = "" if seed in study.records.get("p4d", {}) else ", whose record is not here,"
+        parts.append(f"The pictures show a test clip as the P4D run of seed {seed}{absent} saw it while it trained.")
         for path, signal in zip(
             paths, [one for one in SIGNALS if figures / f"perceived_{one}.png" in paths], strict=True
         ):

@@ -107,7 +107,8 @@ def write_items(folder: Path, num_clips: int) -> list[dict]:
     clips = [
         {
             **{"objects": 1 + clip % 6, "occluded": 0.3 * (clip % 2), "camera_turn_deg": 10.0 * (clip % 4 == 0)},
-            **{"camera_path_m": 0.4, "shapes": ["box", "sphere"], "motions": ["still", "translate_spin"]},
+            **{"camera_path_m": 0.0 if clip % 10 == 5 else 0.4, "shapes": ["box", "sphere"]},
+            "motions": ["still", "spin" if clip % 10 == 5 else "translate_spin"],
         }
         for clip in range(num_clips)
     ]
@@ -433,8 +434,27 @@ def test_easy_and_hard_clips_are_told_apart(document):
         "3 or 4 objects": ("32", "234"),
         "5 or 6 objects": ("32", "234"),
     }
-    assert "The camera turns in 25 % of the clips and travels in 100 %." in section
+    assert "The camera turns in 25 % of the clips and travels in 90 %." in section
     assert "others hide 15 % of the most hidden object of a clip in the median, 30 % in the 90th" in section
+
+
+def test_time_that_is_read_off_movement_is_told_apart(document, folder):
+    section = document.split("## Is 4D information used?")[1].split("\n## ")[0]
+    heads, _, *lines = [line.split("|")[1:-1] for line in section.strip().splitlines()[-5:]]
+    assert [head.strip() for head in heads] == ["", "something moves", "all stays in place"]
+    assert [cell.strip() for cell in lines[-1]] == ["n", "72", "8"]
+    items = json.loads((folder / "items.json").read_text())["items"]
+    for line, row in zip(lines, ("sft_no_cue", "no_cue"), strict=False):
+        for cell, still in zip(line[1:], (False, True), strict=True):
+            right = []
+            for seed in (0, 1, 2):
+                letters = json.loads((folder / f"records/{row}-{seed}.json").read_text())["tests"]["test"]["letters"]
+                right += [
+                    letter == item["answer"]
+                    for letter, item in zip(letters, items, strict=True)
+                    if item["task"] == "TimeBench" and (item["clip"] % 10 == 5) == still
+                ]
+            assert cell.split()[0] == f"{100 * sum(right) / len(right):.1f}"
 
 
 def test_items_without_clips_are_refused(tmp_path):
