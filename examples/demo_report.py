@@ -27,6 +27,7 @@ ERRORS = {  # name in trainer.signal_errors -> how the report calls it
     "flow_epe_px": "flow, end-point error (px of the teacher's grid)",
     "motion_iou": "motion, intersection over union",
     "ray_angle_deg": "rays, mean angle (degrees)",
+    "camera_centre_m": "the camera's place, mean distance (m)",
 }
 
 

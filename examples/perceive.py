@@ -22,7 +22,8 @@ from modeling_rgpt4d import L4PModel, PerceptionDecoder
 from trainer import L4PTeacher, PerceivedVideo, draw_perception, draw_signal, perceive, stitch, write_perception_video
 from trainer.distillation_windows import cut
 from trainer.p4d_trainer import DECODER_FOLDER
-from trainer.perception_pictures import camera_centres, shown_frames
+from trainer.perception_pictures import shown_frames
+from trainer.signal_errors import camera_centres
 
 SIGNALS_FILE = "signals.safetensors"
 # What the arrays of signals.safetensors are; its metadata, so that the file explains itself.
@@ -93,7 +94,7 @@ def save_signals(path: Path, video: PerceivedVideo) -> None:
     for side, signals in video.sides.items():
         prefix = "" if side == "student" else f"{side}."
         arrays |= {prefix + name: values.contiguous() for name, values in signals.items()}
-        arrays[prefix + "camera_centres"] = torch.from_numpy(camera_centres(signals["camray"])).float()
+        arrays[prefix + "camera_centres"] = camera_centres(signals["camray"]).float()
     unfinished = path.with_name(f".{path.name}.part")
     save_file(arrays, unfinished, metadata=CONVENTIONS)
     unfinished.replace(path)

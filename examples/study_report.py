@@ -48,6 +48,7 @@ ERRORS = {  # of trainer.signal_errors -> heading and digits
     "flow_epe_px": ("flow, EPE (px)", 3),
     "motion_iou": ("motion, IoU", 3),
     "ray_angle_deg": ("rays, angle (°)", 2),
+    "camera_centre_m": ("camera's place (m)", 3),
 }
 METHOD = f"""\
 - **Accuracy** of a row is the mean over its seeds of the share of right answers; *Avg*, *Sta* and *Dyn* are over the questions of

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from .distillation_windows import distillation_windows, video_lengths
+from .signal_errors import camera_centres
 
 NO_EARLIER_FRAME = "no earlier\nframe"
 GREY = 0.85  # of a frame that has no flow
@@ -126,23 +127,6 @@ def _array(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().float().cpu().numpy() if isinstance(values, Tensor) else values
 
 
-def camera_centres(camray: Tensor) -> np.ndarray:
-    r"""Where the camera is: the point that is nearest to all rays of a frame, by least squares.
-
-    Args:
-        camray: `(6, N, h, w)` direction d and moment \(m = o \times d\) of rays; d of any length.
-
-    Returns: `(N, 3)` float64, in the frame and the unit of the rays. Of parallel rays the point nearest to the origin.
-    """
-    rays = camray.detach().double().cpu().movedim(0, -1).flatten(1, 2)  # (N, rays, 6)
-    length = rays[..., :3].norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    direction, moment = (rays / length).split(3, dim=-1)
-    foot = torch.linalg.cross(direction, moment)  # the point of the ray that is nearest to the origin
-    across = torch.eye(3, dtype=rays.dtype) - direction.unsqueeze(-1) * direction.unsqueeze(-2)
-    # sum (I - d d^T) o = sum (I - d d^T) p, where p is across d already
-    return (torch.linalg.pinv(across.sum(1), hermitian=True) @ foot.sum(1).unsqueeze(-1)).squeeze(-1).numpy()
-
-
 def draw_perception(path: str | os.PathLike, video: PerceivedVideo, title: str = "") -> None:
     """Write one picture of everything: frames, and each signal, the teacher's above the student's.
 
@@ -205,7 +189,7 @@ def _draw_camera_path(axis, video: PerceivedVideo) -> None:
     """Each window has its own first camera, from which its path starts, so the windows' paths are drawn apart."""
     stops = [*video.window_starts[1:], len(video.frames)]
     for side in video.sides:
-        centres = camera_centres(video.sides[side]["camray"])
+        centres = camera_centres(video.sides[side]["camray"].detach().cpu()).numpy()
         style = {"marker": ".", "linewidth": 1, "linestyle": "--" if side == "teacher" else "-"}
         for index, (start, stop) in enumerate(zip(video.window_starts, stops, strict=True)):
             path = centres[start:stop]

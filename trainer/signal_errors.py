@@ -48,6 +48,29 @@ def ray_angle(camray: Tensor, truth: Tensor) -> Tensor:
     return angle.rad2deg().flatten(1).mean(dim=1)
 
 
+def camera_centres(camray: Tensor) -> Tensor:
+    r"""Where the camera is: the point that is nearest to all rays of a frame, by least squares.
+
+    Args:
+        camray: `(..., 6, N, h, w)` direction d and moment \(m = o \times d\) of rays; d of any length.
+
+    Returns: `(..., N, 3)` float64, in the frame and the unit of the rays. Of parallel rays the point nearest to the origin.
+    """
+    rays = camray.double().movedim(-4, -1).flatten(-3, -2)  # (..., N, rays, 6)
+    length = rays[..., :3].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    direction, moment = (rays / length).split(3, dim=-1)
+    foot = torch.linalg.cross(direction, moment)  # the point of the ray that is nearest to the origin
+    identity = torch.eye(3, dtype=rays.dtype, device=rays.device)
+    across = identity - direction.unsqueeze(-1) * direction.unsqueeze(-2)
+    # sum (I - d d^T) o = sum (I - d d^T) p, where p is across d already
+    return (torch.linalg.pinv(across.sum(-3), hermitian=True) @ foot.sum(-2).unsqueeze(-1)).squeeze(-1)
+
+
+def camera_centre_error(camray: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance of the camera's centres over the frames, in the unit of the rays: metres where depth is metric."""
+    return (camera_centres(camray) - camera_centres(truth)).norm(dim=-1).mean(dim=-1).float()
+
+
 def signal_errors(signals: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, list[float | None]]:
     """All errors that the signals at hand allow: lists with one value a video, `None` where nothing can be compared.
 
@@ -56,7 +79,8 @@ def signal_errors(signals: Mapping[str, Tensor], truth: Mapping[str, Tensor]) ->
         truth: exact signals with the same shapes, motion in {0, 1}, and optionally `depth_valid` and `flow_valid`
             masks.
 
-    Returns: `depth_abs_rel`, `depth_delta_1.25`, `flow_epe_px`, `motion_iou`, `ray_angle_deg`.
+    Returns: `depth_abs_rel`, `depth_delta_1.25`, `flow_epe_px`, `motion_iou`, `ray_angle_deg`,
+        `camera_centre_m`.
     """
     for name, signal in signals.items():
         if name not in truth:
@@ -74,6 +98,7 @@ def signal_errors(signals: Mapping[str, Tensor], truth: Mapping[str, Tensor]) ->
         errors["motion_iou"] = motion_iou(signals["motion"], truth["motion"])
     if "camray" in signals:
         errors["ray_angle_deg"] = ray_angle(signals["camray"], truth["camray"])
+        errors["camera_centre_m"] = camera_centre_error(signals["camray"], truth["camray"])
     return {
         name: [None if math.isnan(value) else value for value in values.tolist()] for name, values in errors.items()
     }

@@ -18,7 +18,7 @@ ERRORS = {
     "depth": (*DEPTH_ERRORS, *(name + ALIGNED for name in DEPTH_ERRORS)),
     "flow": ("flow_epe_px",),
     "motion": ("motion_iou",),
-    "camray": ("ray_angle_deg",),
+    "camray": ("ray_angle_deg", "camera_centre_m"),
 }
 ERROR_NAMES = tuple(name for names in ERRORS.values() for name in names)
 INTERVAL_METHOD = "percentile bootstrap over clips, 2,000 resamples, 95 %; none for a single clip"
@@ -36,7 +36,7 @@ Args:
         `depth` (1, N, H, W): along the optical axis, positive.
         `flow` (2, N, H, W): in pixels of H x W, (right, down). Frame 0 has no predecessor and is never compared.
         `motion` (1, N, H, W): probability that the point moves, in [0, 1]; a pixel moves above 0.5.
-        `camray` (6, N, h, w): direction (any length but zero) and moment of each ray; directions are compared.
+        `camray` (6, N, h, w): direction (any length but zero) and moment of each ray, in metres.
     references (`list[dict]`): the clips' truth in the same order: `id` (str or int, unique), the same arrays, and
         optionally the bool masks `depth_valid` and `flow_valid` (1, N, H, W). Other fields are ignored.
         A clip may lack a signal; then it must be missing in the prediction, too.
@@ -49,7 +49,8 @@ Returns: a dict with the mean over clips of each error, every clip counting the 
         median(truth) / median(depth) over its valid pixels, one factor a clip.
     `flow_epe_px`: mean length of flow - truth over valid pixels of frames 1 to N - 1.
     `motion_iou`: intersection over union of the moving pixels of a clip.
-    `ray_angle_deg`: mean angle between the directions.
+    `ray_angle_deg`: mean angle between the directions. `camera_centre_m`: mean distance between the camera's places, each the
+        point nearest to all rays of a frame.
     `interval`: error -> `[low, high]` or `None`; `interval_method` names the method.
     `num_clips`; `n`: error -> clips in its mean; `undefined`: error -> clips that have the signal but nothing to
         compare: no valid pixel, a single frame of flow, or nothing that moves and nothing said to move.

@@ -44,7 +44,7 @@ def test_run_writes_a_teacher_with_its_code_and_errors(finished):
     assert (finished / "modeling_l4p.py").exists() and (finished / "configuration_l4p.py").exists()
     record = json.loads((finished / "teacher_errors.json").read_text())
     assert set(record["errors"]) == {
-        "depth_abs_rel", "depth_delta_1.25", "flow_epe_px", "motion_iou", "ray_angle_deg"
+        "depth_abs_rel", "depth_delta_1.25", "flow_epe_px", "motion_iou", "ray_angle_deg", "camera_centre_m"
     }  # fmt: skip
     for sides in record["errors"].values():
         for side in ("teacher", "baseline"):

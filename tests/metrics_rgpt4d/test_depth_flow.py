@@ -70,6 +70,21 @@ def test_alignment_is_one_ratio_of_medians_a_clip_by_hand():
     assert masked["depth_scale"] == 1.0  # medians 2 and 2
 
 
+def camera_places(clip: dict) -> np.ndarray:
+    """(N, 3): o of each frame by least squares over its rays' m = o x d."""
+    places = []
+    for frame in np.moveaxis(clip["camray"], 1, 0).astype(np.float64):
+        direction, moment = (part.reshape(3, -1).T for part in np.split(frame / np.linalg.norm(frame[:3], axis=0), 2))
+        across = [np.eye(3) - np.outer(d, d) for d in direction]
+        nearest = np.cross(direction, moment)
+        places.append(
+            np.linalg.lstsq(
+                np.concatenate(across), np.concatenate([a @ p for a, p in zip(across, nearest, strict=True)])
+            )[0]
+        )
+    return np.stack(places)
+
+
 def test_all_errors_equal_plain_numpy_in_float64():
     prediction, truth = random_clip(7)
     valid = truth["depth_valid"]
@@ -87,6 +102,7 @@ def test_all_errors_equal_plain_numpy_in_float64():
             "flow_epe_px": distance.mean(),
             "motion_iou": (said & moves).sum() / (said | moves).sum(),
             "ray_angle_deg": np.degrees(np.arccos((one * other).sum(axis=0))).mean(),
+            "camera_centre_m": np.linalg.norm(camera_places(prediction) - camera_places(truth), axis=1).mean(),
             "depth_scale": scale,
         },
         rel=1e-5,
@@ -100,7 +116,7 @@ def test_errors_are_those_of_training():
     batch = [{k: v if v.dtype == torch.bool else v.float() for k, v in side.items()} for side in batch]
     expected = {name: value for name, (value,) in errors_while_training(*batch).items()}
     errors = clip_errors(prediction, truth)
-    assert len(expected) == 5 and {name: errors[name] for name in expected} == expected
+    assert len(expected) == 6 and {name: errors[name] for name in expected} == expected
 
 
 def test_invalid_pixels_and_frame_0_of_flow_may_hold_anything():

@@ -18,7 +18,7 @@ from trainer import (
     perception_video,
     write_perception_video,
 )
-from trainer.perception_pictures import camera_centres, colour_legend, signal_picture
+from trainer.perception_pictures import colour_legend, signal_picture
 from trainer.teachers import PerceptionTargets
 
 SIGNALS = {"depth": 1, "flow": 2, "motion": 1, "camray": 6}
@@ -79,22 +79,6 @@ def test_flow_is_valid_where_a_window_holds_the_frame_before():
     video.sides["student"]["flow"][:, [0, 3]] = 1000.0  # means nothing: neither seen nor in the range of colours
     painted = video.pictures("student", "flow")
     assert len(np.unique(painted[[0, 3]])) == 1 and painted[1].std() > 10
-
-
-def test_camera_centres_are_where_the_rays_come_from():
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(5, 3, generator=generator)
-    direction = torch.randn(3, 5, 4, 4, generator=generator)  # of any length
-    origin = centres.T[..., None, None].expand_as(direction)
-    rays = torch.cat([direction, torch.linalg.cross(origin, direction, dim=0)])
-    np.testing.assert_allclose(camera_centres(rays), centres.numpy(), atol=1e-5)
-
-
-def test_of_parallel_rays_the_centre_is_the_nearest_to_the_origin():
-    direction = torch.tensor([0.0, 0, 1]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    origin = torch.tensor([3.0, 0, 7]).view(3, 1, 1, 1).expand_as(direction)
-    rays = torch.cat([direction, torch.linalg.cross(origin, direction, dim=0)])
-    np.testing.assert_allclose(camera_centres(rays), [[3, 0, 0]], atol=1e-9)
 
 
 @pytest.mark.parametrize("sides", [("student",), ("student", "teacher")])

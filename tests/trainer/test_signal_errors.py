@@ -5,6 +5,8 @@ import torch
 
 from trainer.signal_errors import (
     MeanWithInterval,
+    camera_centre_error,
+    camera_centres,
     depth_abs_rel,
     depth_delta,
     flow_end_point_error,
@@ -60,6 +62,38 @@ def test_ray_angle_by_hand():
     assert ray_angle(small, along_z).item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_camera_centres_are_where_the_rays_come_from():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 3, generator=generator)
+    direction = torch.randn(3, 5, 4, 4, generator=generator)  # of any length
+    origin = centres.T[..., None, None].expand_as(direction)
+    rays = torch.cat([direction, torch.linalg.cross(origin, direction, dim=0)])
+    torch.testing.assert_close(camera_centres(rays).float(), centres, atol=1e-5, rtol=0)
+    torch.testing.assert_close(camera_centres(torch.stack([rays, 2 * rays])), camera_centres(rays).expand(2, 5, 3))
+
+
+def test_of_parallel_rays_the_centre_is_the_nearest_to_the_origin():
+    direction = torch.tensor([0.0, 0, 1]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    origin = torch.tensor([3.0, 0, 7]).view(3, 1, 1, 1).expand_as(direction)
+    rays = torch.cat([direction, torch.linalg.cross(origin, direction, dim=0)])
+    assert camera_centres(rays).tolist() == [pytest.approx([3, 0, 0], abs=1e-9)]
+
+
+def test_camera_centre_error_by_hand():
+    direction = (
+        torch.tensor([[0.0, 0, 1], [0.6, 0, 0.8]]).T.reshape(3, 1, 1, 2).repeat(1, 2, 1, 1)
+    )  # two frames of two rays
+
+    def rays(*places):
+        origin = torch.tensor(places).T[..., None, None].expand_as(direction)
+        return torch.cat([direction, torch.linalg.cross(origin, direction, dim=0)])[None]
+
+    still, travelling = rays([0.0, 0, 0], [0, 0, 0]), rays([0.0, 0, 0], [0.3, 0, 0.4])
+    assert camera_centre_error(still, still).item() == 0
+    assert camera_centre_error(still, travelling).item() == pytest.approx(0.25)  # 0 m and 0.5 m off
+    assert camera_centre_error(travelling, 2 * travelling).item() == pytest.approx(0, abs=1e-6)  # the same lines
+
+
 def test_signal_errors_are_lists_with_one_value_a_video():
     generator = torch.Generator().manual_seed(0)
     shapes = {"depth": (1, 3, 8, 8), "flow": (2, 3, 8, 8), "motion": (1, 3, 8, 8), "camray": (6, 3, 2, 2)}
@@ -72,6 +106,7 @@ def test_signal_errors_are_lists_with_one_value_a_video():
         "flow_epe_px": [0.0, 0.0],
         "motion_iou": [1.0, None],  # in the second video nothing moves, and nothing is said to
         "ray_angle_deg": [pytest.approx(0, abs=1e-3)] * 2,
+        "camera_centre_m": [0.0, 0.0],
     }
     assert list(signal_errors({"flow": truth["flow"]}, truth)) == ["flow_epe_px"]
 
