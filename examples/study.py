@@ -256,17 +256,29 @@ def check_record(config: dict[str, Any], file: Path) -> None:
 
 
 def check_starts(config: dict[str, Any], work: Path, records: Path, jobs: list[Job]) -> None:
-    """Runs of a seed are compared with each other, so they must go on from the same base model."""
-    seeds = {job.seed for job in jobs if job.row != "teacher" and row_settings(config, job.row)["start"] == "base"}
-    weights = work / "models" / "base-0" / "model.safetensors"
-    base = file_sha256(weights) if weights.exists() else "to be trained"
+    """Runs are compared with each other, so those of a seed must go on from the same base model, and all have the same teacher."""
+
+    def digest(folder: Path) -> str:
+        weights = folder / "model.safetensors"
+        return file_sha256(weights) if weights.exists() else "to be trained"
+
+    rows = {job: row_settings(config, job.row) for job in jobs if job.row != "teacher"}
+    seeds = {job.seed for job, settings in rows.items() if settings["start"] == "base"}
+    are_taught = any(settings.get("teacher") for settings in rows.values())
+    base, teacher = digest(work / "models" / "base-0"), digest(work / "teacher")
     for file in sorted(records.glob("*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
-        is_other = record.get("seed") in seeds and record["settings"]["start"] == "base"
-        if is_other and record.get("start_sha256") != base:
+        settings = record["settings"]
+        if record.get("seed") in seeds and settings["start"] == "base" and record.get("start_sha256") != base:
             raise SystemExit(
-                f"{file} went on from another base model than {weights.parent}, so a run of seed {record['seed']} could not be "
-                "compared with it: give a --records folder of your own, or remove what is recorded of this seed."
+                f"{file} went on from another base model than {work / 'models' / 'base-0'}, so a run of seed {record['seed']} "
+                "could not be compared with it: give a --records folder of your own, or remove what is recorded of this seed."
+            )
+        # A record that is older than this entry does not tell.
+        if are_taught and settings.get("teacher") and record.get("teacher_sha256", teacher) != teacher:
+            raise SystemExit(
+                f"{file} learnt from another teacher than {work / 'teacher'}, so runs of P4D could not be compared with it: give a "
+                "--records folder of your own, or remove what is recorded of P4D."
             )
 
 

@@ -201,7 +201,7 @@ class Study:
                 )
 
     def _check_starts(self) -> None:
-        """Runs of a seed are compared with each other, so they must go on from the same weights."""
+        """Runs are compared with each other: those of a seed must go on from the same weights, and all have the same teacher."""
         first: dict[tuple[str, int], dict[str, Any]] = {}
         for record in (run for runs in self.records.values() for run in runs.values()):
             start, seed = record["settings"].get("start"), record["seed"]
@@ -211,6 +211,15 @@ class Study:
                     f"{other['row']}-{seed} and {record['row']}-{seed} went on from different models {start!r}, so they "
                     "cannot be compared: remove the records of those that went on from the older one, and run them again."
                 )
+        taught: dict[str, str] = {}  # hash of a teacher -> one of the runs that it taught
+        for record in (run for runs in self.records.values() for run in runs.values()):
+            if "teacher_sha256" in record:
+                taught.setdefault(record["teacher_sha256"], f"{record['row']}-{record['seed']}")
+        if len(taught) > 1:
+            raise SystemExit(
+                f"{' and '.join(taught.values())} learnt from different teachers, so they cannot be compared: remove the records "
+                "of what the older one has taught, and run them again."
+            )
 
     def _right(self, letters: str) -> np.ndarray:
         return np.array(list(letters)) == self.answers

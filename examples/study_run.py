@@ -190,8 +190,10 @@ class Run:
         options = {name: value for name, value in settings.items() if name not in STUDY_OPTIONS}
         compiled = torch.cuda.is_available() if compiled is None else compiled
         options |= {"model": str(start), "output_dir": str(self.folder), "seed": seed, "compile_layers": compiled}
+        self.teacher_sha256 = None
         if options.get("teacher"):
             options["teacher"] = str(work / "teacher")
+            self.teacher_sha256 = file_sha256(work / "teacher" / "model.safetensors")
         self.arguments, self.training = HfArgumentParser((RunArguments, P4DConfig)).parse_dict(options)
         set_seed(seed)
         self.teacher = load_teacher(self.arguments, self.training)
@@ -386,6 +388,7 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "parameters": one.model.num_parameters(),
         "log": [] if trainer is None else list(compact_log(trainer.state.log_history)),
         "start_sha256": one.start_sha256,
+        **({} if one.teacher_sha256 is None else {"teacher_sha256": one.teacher_sha256}),
         "items_sha256": json.loads((work / "items.json").read_text())["sha256"],
     }
     # What was compiled for training would be compiled again for every length of an answer.

@@ -555,6 +555,19 @@ def test_runs_of_a_seed_that_went_on_from_different_models_are_refused(tmp_path)
         Study(folder)
 
 
+def test_runs_of_different_teachers_are_refused(tmp_path):
+    folder = tmp_path / "study"
+    items = write_items(folder, 4)
+    letters = {"test": replies(items, 0.5, 0)}
+    write_record(folder, items, "sft", 0, letters)
+    for row, seed in (("p4d", 0), ("ld", 1)):
+        write_record(folder, items, row, seed, letters, teacher_sha256="new")
+    Study(folder)
+    write_record(folder, items, "ld", 0, letters, teacher_sha256="old")
+    with pytest.raises(SystemExit, match="ld-0 and .* learnt from different teachers"):
+        Study(folder)
+
+
 def test_command_writes_the_document(folder, tmp_path, monkeypatch):
     arguments = ["--document", "--records", str(folder), "--output", str(tmp_path / "STUDY.md")]
     monkeypatch.setattr(sys, "argv", ["study.py", *arguments])

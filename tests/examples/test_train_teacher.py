@@ -118,13 +118,13 @@ def test_losses_by_hand_and_only_where_flow_is_valid():
         "flow": torch.full((1, 2, 2, 1, 2), 3.0),
         "flow_valid": torch.tensor([[False, False], [True, False]]).view(1, 1, 2, 1, 2),
         "motion": torch.ones(1, 1, 2, 1, 2),
-        "camray": torch.full((1, 6, 2, 1, 1), 2.0),
+        "camray": torch.tensor([2.0, 2, 2, 0.5, 0.5, 0.5]).view(1, 6, 1, 1, 1).expand(1, 6, 2, 1, 1),
     }
     losses = train_teacher.signal_losses(predicted, truth)
     assert losses["depth"].item() == pytest.approx(1.0)  # |log e - log 1|
     assert losses["flow"].item() == 2.5  # smooth-L1 of 3
     assert losses["motion"].item() == pytest.approx(0.693147, abs=1e-5)  # -log sigmoid(0)
-    assert losses["camray"].item() == 2.0
+    assert losses["camray"].item() == 2.0 + 7 * 0.25  # directions, and squares of moments
     losses["flow"].backward()
     assert predicted["flow"].grad.count_nonzero() == 2  # u and v of the one valid pixel
 
