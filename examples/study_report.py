@@ -384,11 +384,19 @@ def _label_efficiency(study: Study, figures: Path, picture: Callable[[Path, str]
 
 def _perception(study: Study, folder: Path, figures: Path, picture: Callable[[Path, str], str]) -> list[str]:
     lines, clips = [], []
-    rows = [row for row in study.records if any((run.get("perception") or {}) for run in study.records[row].values())]
+    perceived = {
+        row: [run["perception"] for run in runs.values() if run.get("perception")]
+        for row, runs in study.records.items()
+    }
+    rows = [row for row, found in perceived.items() if found]
+    known = {
+        error for found in perceived.values() for one in found for error in one["student"]
+    }  # old records have fewer
+    errors = {error: shown for error, shown in ERRORS.items() if error in known}
     sides = [(study.title(row), row, "student") for row in sorted(rows, key=[*ROWS, *rows].index)]
     for title, row, side in [*sides, ("the teacher itself", "p4d", "teacher")]:
         cells = []
-        for error, (_, digits) in ERRORS.items():
+        for error, (_, digits) in errors.items():
             sample = study.perceived(row, error, side)
             if sample is None:
                 cells.append("-")
@@ -404,7 +412,7 @@ def _perception(study: Study, folder: Path, figures: Path, picture: Callable[[Pa
             f"{baseline[error]['mean']:.{digits}f} [{baseline[error]['low']:.{digits}f}, {baseline[error]['high']:.{digits}f}]"
             if error in baseline
             else "-"
-            for error, (_, digits) in ERRORS.items()
+            for error, (_, digits) in errors.items()
         ]
         lines.append(["the same for every clip", *cells])
     parts = []
@@ -421,7 +429,7 @@ def _perception(study: Study, folder: Path, figures: Path, picture: Callable[[Pa
         parts += [
             told
             + ". δ and IoU: more is better; else less is. A clip in which nothing moves and nothing is said to move has no IoU.",
-            table(["", *(name for name, _ in ERRORS.values())], lines),
+            table(["", *(name for name, _ in errors.values())], lines),
         ]
     if (folder / "pictures.npz").exists():
         with np.load(folder / "pictures.npz", allow_pickle=False) as pictures:
