@@ -389,9 +389,9 @@ def _perception(study: Study, folder: Path, figures: Path, picture: Callable[[Pa
         for row, runs in study.records.items()
     }
     rows = [row for row, found in perceived.items() if found]
-    known = {
-        error for found in perceived.values() for one in found for error in one["student"]
-    }  # old records have fewer
+    # Records that are older than an error do not have it.
+    known = {error for found in perceived.values() for one in found for error in one["student"]}
+    known |= set() if study.teacher is None else {*study.teacher["errors"]}
     errors = {error: shown for error, shown in ERRORS.items() if error in known}
     sides = [(study.title(row), row, "student") for row in sorted(rows, key=[*ROWS, *rows].index)]
     for title, row, side in [*sides, ("the teacher itself", "p4d", "teacher")]:
