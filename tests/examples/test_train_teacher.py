@@ -124,7 +124,7 @@ def test_losses_by_hand_and_only_where_flow_is_valid():
     assert losses["depth"].item() == pytest.approx(1.0)  # |log e - log 1|
     assert losses["flow"].item() == 2.5  # smooth-L1 of 3
     assert losses["motion"].item() == pytest.approx(0.693147, abs=1e-5)  # -log sigmoid(0)
-    assert losses["camray"].item() == 2.0 + 7 * 0.25  # directions, and squares of moments
+    assert losses["camray"].item() == 2.0 + 3.5 * 0.25  # directions, and squares of moments
     losses["flow"].backward()
     assert predicted["flow"].grad.count_nonzero() == 2  # u and v of the one valid pixel
 
