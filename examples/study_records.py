@@ -213,7 +213,7 @@ class Study:
                 )
         taught: dict[str, str] = {}  # hash of a teacher -> one of the runs that it taught
         for record in (run for runs in self.records.values() for run in runs.values()):
-            if "teacher_sha256" in record:
+            if record.get("teacher_sha256"):
                 taught.setdefault(record["teacher_sha256"], f"{record['row']}-{record['seed']}")
         if len(taught) > 1:
             raise SystemExit(

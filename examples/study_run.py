@@ -388,7 +388,7 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         "parameters": one.model.num_parameters(),
         "log": [] if trainer is None else list(compact_log(trainer.state.log_history)),
         "start_sha256": one.start_sha256,
-        **({} if one.teacher_sha256 is None else {"teacher_sha256": one.teacher_sha256}),
+        "teacher_sha256": one.teacher_sha256,
         "items_sha256": json.loads((work / "items.json").read_text())["sha256"],
     }
     # What was compiled for training would be compiled again for every length of an answer.
@@ -401,9 +401,9 @@ def run(config: dict[str, Any], work: Path, row: str, seed: int) -> dict[str, An
         if settings["inference"]:
             record["inference"] = one.inference(trainer)
     record["seconds"] = {
-        "train": round(trained - started, 1),
-        "evaluate": round(time.perf_counter() - trained, 1),
+        "train": round(trained - started, 3),
+        "evaluate": round(time.perf_counter() - trained, 3),
     }
     # Seconds since 1970: others may have had the device at the same time.
-    record["from_to"] = [round(began, 1), round(time.time(), 1)]
+    record["from_to"] = [round(began, 3), round(time.time(), 3)]
     return record

@@ -67,7 +67,7 @@ def signal_losses(predicted: dict[str, torch.Tensor], truth: dict[str, torch.Ten
         "flow": F.smooth_l1_loss(predicted["flow"][valid], truth["flow"][valid]),
         "motion": F.binary_cross_entropy_with_logits(predicted["motion"], truth["motion"]),
         # In most clips the camera does not travel: the least absolute error of a moment is that of zero, and a head that once
-        # says zero never learns otherwise.
+        # says zero stays there.
         "camray": F.l1_loss(direction, true_direction) + MOMENT_WEIGHT * F.mse_loss(moment, true_moment),
     }
 

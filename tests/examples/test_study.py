@@ -110,9 +110,7 @@ def test_rows_and_all_that_they_need_leave_records_and_a_document(finished):
     assert len(record["perception"]["student"]["depth_abs_rel"]) == 2
     assert {"loss_sft", "loss_ld", "loss_ed"} <= {*record["log"][0]}
     began, ended = record["from_to"]
-    assert (
-        ended - began > sum(record["seconds"].values()) - 0.2 and record["unit"]
-    )  # each of the four is rounded to 0.1 s
+    assert ended - began > sum(record["seconds"].values()) and record["unit"]
     assert (finished / "study" / "pictures.npz").exists()
     # `pairs` looks at two frames, and nothing tests it.
     assert not (finished / "work" / "data" / "test-none-2").exists()

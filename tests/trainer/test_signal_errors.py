@@ -80,9 +80,8 @@ def test_of_parallel_rays_the_centre_is_the_nearest_to_the_origin():
 
 
 def test_camera_centre_error_by_hand():
-    direction = (
-        torch.tensor([[0.0, 0, 1], [0.6, 0, 0.8]]).T.reshape(3, 1, 1, 2).repeat(1, 2, 1, 1)
-    )  # two frames of two rays
+    of_a_frame = torch.tensor([[0.0, 0, 1], [0.6, 0, 0.8]]).T  # two rays
+    direction = of_a_frame.reshape(3, 1, 1, 2).repeat(1, 2, 1, 1)
 
     def rays(*places):
         origin = torch.tensor(places).T[..., None, None].expand_as(direction)
